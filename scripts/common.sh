@@ -1,0 +1,156 @@
+# Shared by the scripts of this directory; sourced, not run.
+# Gives: $top, the step display, root through sudo, the checkout's owner for builds, and packages
+# unpacked below build/ without installing them.
+# shellcheck shell=bash
+
+set -euo pipefail
+top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+build=$top/build
+logs=$build/logs
+export LC_ALL=C
+
+fail() { printf '%s: %s\n' "${0##*/}" "$*" >&2; exit 1; }
+
+# --- who runs what -------------------------------------------------------------------------------
+
+# Taps, hugepages and apt need root: call this first in a script, with the script's arguments.
+require_root() {
+    if [ "$(id -u)" -eq 0 ]; then
+        as_owner mkdir -p "$build"
+        return
+    fi
+    command -v sudo >/dev/null || fail "needs root: run it as root, or install sudo"
+    exec sudo -E env "PATH=$PATH" "$0" "$@"
+}
+
+# Under sudo, cargo runs as the owner of the checkout: their toolchain, and no root-owned files in
+# target/. The caller's own PATH was kept by require_root.
+as_owner() {
+    if [ "${SUDO_UID:-0}" -ne 0 ] && [ "$(stat -c %u "$top")" = "$SUDO_UID" ]; then
+        local home
+        home=$(getent passwd "$SUDO_UID" | cut -d: -f6)
+        setpriv --reuid "$SUDO_UID" --regid "$SUDO_GID" --init-groups \
+            env "HOME=$home" "USER=${SUDO_USER:-}" "PATH=$home/.cargo/bin:$PATH" "$@"
+    else
+        env "PATH=${HOME:-/root}/.cargo/bin:$PATH" "$@"
+    fi
+}
+
+# What root wrote below build/ goes back to the owner of the checkout.
+give_back_build() {
+    [ "$(id -u)" -ne 0 ] || [ ! -d "$build" ] || chown -R "$(stat -c %u:%g "$top")" "$build"
+}
+
+# --- progress ------------------------------------------------------------------------------------
+
+now_ms() { local t=$EPOCHREALTIME; echo "$((${t/./} / 1000))"; }
+seconds() { printf '%d.%d s' "$(($1 / 1000))" "$(($1 % 1000 / 100))"; }
+
+step_number=0
+step_total=${step_total:-0}
+
+# step TEXT: a numbered line; the time is added by `done_step`.
+step() {
+    step_number=$((step_number + 1))
+    step_start=$(now_ms)
+    printf '[%d/%d] %-58s' "$step_number" "$step_total" "$1"
+}
+done_step() { printf ' %8s%s\n' "$(seconds $(($(now_ms) - step_start)))" "${1:+  $1}"; }
+
+# logged NAME COMMAND...: runs it with its output in build/logs/NAME.log, whose end is shown if it
+# fails. Call it as a plain command: in a condition (if, ||, &&) bash switches `set -e` off inside.
+logged() {
+    local log=$logs/$1.log status
+    shift
+    mkdir -p "$logs"
+    set +e
+    (set -e; "$@") >"$log" 2>&1 </dev/null
+    status=$?
+    set -e
+    [ "$status" -eq 0 ] || show_failure "$log"
+    return "$status"
+}
+
+show_failure() {
+    printf ' FAILED\n\n--- the last lines of %s\n' "${1#"$top"/}"
+    tail -n 40 "$1"
+    printf -- '---\n'
+} >&2
+
+# --- hugepages -----------------------------------------------------------------------------------
+
+hugepages_before=''
+
+# reserve_hugepages MIB: true when that much is free in 2 MiB pages, after reserving more where the
+# machine keeps enough memory for everything else. return_hugepages undoes it.
+reserve_hugepages() {
+    local wanted=$(($1 / 2)) free available
+    [ "$(awk '/^Hugepagesize/{print $2}' /proc/meminfo)" = 2048 ] || return 1
+    free=$(awk '/^HugePages_Free/{print $2}' /proc/meminfo)
+    [ "$free" -lt "$wanted" ] || return 0
+    available=$(awk '/^MemAvailable/{print int($2 / 1024)}' /proc/meminfo)
+    [ "$available" -ge $(($1 + 1536)) ] || return 1
+    hugepages_before=$(cat /proc/sys/vm/nr_hugepages)
+    echo $((hugepages_before + wanted - free)) >/proc/sys/vm/nr_hugepages 2>/dev/null || true
+    free=$(awk '/^HugePages_Free/{print $2}' /proc/meminfo)
+    [ "$free" -lt "$wanted" ] || return 0
+    return_hugepages
+    return 1
+}
+
+return_hugepages() {
+    [ -z "$hugepages_before" ] || echo "$hugepages_before" >/proc/sys/vm/nr_hugepages 2>/dev/null || true
+    hugepages_before=''
+}
+
+# --- Debian packages below build/ ----------------------------------------------------------------
+# A second apt with its own sources, lists and (empty) dpkg status: it resolves what the machine's
+# own apt would refuse to mix, and changes nothing outside of build/.
+
+apt_root=$build/apt
+
+private_apt() {
+    local command=$1
+    shift
+    "$command" -q -o Dir::Etc::SourceList=/dev/null -o Dir::Etc::SourceParts="$apt_root/sources" \
+        -o Dir::Etc::Preferences=/dev/null -o Dir::Etc::PreferencesParts=/dev/null \
+        -o Dir::State="$apt_root/state" -o Dir::State::Status="$apt_root/status" \
+        -o Dir::Cache="$apt_root/cache" -o APT::Sandbox::User=root -o APT::Architecture=amd64 "$@"
+}
+
+private_apt_update() {
+    local mirror
+    # The machine's own mirror, if it has one for Debian.
+    mirror=$(apt-get indextargets --format '$(REPO_URI) $(ORIGIN) $(LABEL) $(COMPONENT)' 'Created-By: Packages' 2>/dev/null |
+        awk '$2 == "Debian" && $3 == "Debian" && $4 == "main" { print $1; exit }') || true
+    mkdir -p "$apt_root"/{sources,state/lists/partial,cache/archives/partial}
+    : >"$apt_root/status"
+    cat >"$apt_root/sources/virtio-forwarder.sources" <<SOURCES
+Types: deb
+URIs: ${mirror:-http://deb.debian.org/debian}
+Suites: bookworm bookworm-backports
+Components: main
+Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
+SOURCES
+    private_apt apt-get update
+}
+
+# unpack DIR PACKAGE...: downloads the packages and unpacks them into DIR.
+unpack() {
+    local dir=$1 package
+    shift
+    mkdir -p "$dir" "$apt_root/debs"
+    (
+        cd "$apt_root/debs"
+        rm -f -- *.deb
+        private_apt apt-get download "$@"
+        for package in *.deb; do dpkg -x "$package" "$dir"; done
+        rm -f -- *.deb
+    )
+}
+
+# closure OPTION... PACKAGE: the package and all it depends on, as NAME=VERSION lines.
+closure() {
+    private_apt apt-get -s install --no-install-recommends "$@" |
+        sed -nE 's/^Inst ([^ ]+) \(([^ ]+) .*/\1=\2/p'
+}

@@ -1,0 +1,393 @@
+//! One port's life, as control sees it: what was asked of the crew and what came back.
+//!
+//! A port has a thread (with its socket) and a VF, which come and go on their own. [`Port::step`] looks at
+//! both and at where the port shall go, and asks the crew for the one next thing:
+//!
+//! ```text
+//! up:    probe the VF → open (socket; also if the VF is absent) → give the VF → forwarding
+//!                         absent VF: probe again each second
+//! down:  close (the VF comes back) → remove the VF → gone
+//! ```
+
+use std::time::{Duration, Instant};
+
+use tracing::{error, info, warn};
+
+use super::api::{PortStats, PortView, State, VfView};
+use super::crew::{Crew, Event, PortChange};
+use super::policy::Policy;
+use super::{PortId, PortSpec, stats};
+use crate::error::Error;
+use crate::session::Offer;
+use crate::session::port::{PortCounters, PortPlan, PortStatus, VfStatus};
+use crate::vf::{VfCaps, VfSpec};
+
+/// An absent or failed VF is probed again, at most this often. One that worked for longer is probed at once.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// The port's thread, with its socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Thread {
+    None,
+    Opening,
+    Open,
+    Closing,
+}
+
+/// The port's VF. Where it is, and who has been asked.
+#[derive(Debug)]
+enum Vf<V> {
+    /// Never looked for, or gone for good.
+    None,
+    /// The device thread looks for it.
+    Probing,
+    /// In our hands, to be given to the port thread or removed.
+    Held(V),
+    /// The port thread starts it.
+    Starting,
+    /// It forwards.
+    Ready(VfStatus),
+    /// The device thread removes it.
+    Removing,
+    /// Not there; look again at this time.
+    Absent(Instant),
+}
+
+/// A port.
+pub(super) struct Port<V> {
+    /// Tells this port from earlier ones of the same id.
+    pub serial: u64,
+    /// As it was asked for, last.
+    pub spec: PortSpec,
+    /// Of `spec`, what the guest of the moment sees: differs in attributes that are pending.
+    in_force: PortSpec,
+    /// A change the thread has been asked for: the spec when it succeeds, with the cores and the offer.
+    pub changing: Option<(PortSpec, (usize, usize), Offer)>,
+    /// Indices of the cores of (guest→VF, VF→guest).
+    pub cores: (usize, usize),
+    counters: PortCounters,
+    offer: Offer,
+    /// What the offer was resolved with; kept, so that it stays what it is when the VF is replaced.
+    offer_caps: Option<VfCaps>,
+    /// What the VF in place can do.
+    caps: Option<VfCaps>,
+    thread: Thread,
+    vf: Vf<V>,
+    /// When its VF was last looked for.
+    probed: Option<Instant>,
+    stand_in: Option<VfSpec>,
+    /// Why there is no VF.
+    reason: Option<String>,
+    /// It has been open, with a VF or known to wait for one: its attach was answered.
+    pub settled: bool,
+    /// It is on its way down.
+    pub down: bool,
+    /// The guest's side.
+    pub status: PortStatus,
+}
+
+impl<V> Port<V> {
+    /// Nothing is asked of the crew before the first [`Self::step`].
+    pub fn new(serial: u64, spec: PortSpec, cores: (usize, usize)) -> Self {
+        Self {
+            serial,
+            in_force: spec.clone(),
+            changing: None,
+            cores,
+            counters: PortCounters::default(),
+            offer: spec.offer(None),
+            offer_caps: None,
+            caps: None,
+            thread: Thread::None,
+            vf: Vf::None,
+            probed: None,
+            stand_in: None,
+            reason: None,
+            settled: false,
+            down: false,
+            status: PortStatus::default(),
+            spec,
+        }
+    }
+
+    /// Asks the crew for the next thing, if it is time. An error is final for a port that is not settled.
+    pub fn step(&mut self, crew: &mut impl Crew<Vf = V>, policy: &Policy, now: Instant) -> Result<(), Error> {
+        let id = &self.spec.id;
+        match (self.down, self.thread, &self.vf) {
+            (true, Thread::Open, _) => {
+                self.thread = Thread::Closing;
+                crew.close(id);
+            }
+            (true, Thread::None, Vf::Held(_)) => self.remove_vf(crew),
+            (true, ..) => {}
+            (false, Thread::None, Vf::None) => self.probe(crew, policy, now)?,
+            (false, Thread::None, Vf::Held(_) | Vf::Absent(_)) => {
+                self.offer_caps = self.caps.clone();
+                self.offer = self.spec.offer(self.caps.as_ref());
+                self.thread = Thread::Opening;
+                crew.open(PortPlan {
+                    id: id.to_string(),
+                    socket: self.spec.socket_plan(),
+                    offer: self.offer,
+                    cores: self.cores,
+                    mac: self.spec.mac,
+                    counters: self.counters.clone(),
+                });
+            }
+            (false, Thread::Open, Vf::None) => self.probe(crew, policy, now)?,
+            (false, Thread::Open, Vf::Absent(again)) if *again <= now => self.probe(crew, policy, now)?,
+            (false, Thread::Open, Vf::Held(_)) => {
+                let Vf::Held(vf) = std::mem::replace(&mut self.vf, Vf::Starting) else { unreachable!("just matched") };
+                crew.give_vf(id, vf, self.spec.vf_config());
+            }
+            (false, ..) => {}
+        }
+        Ok(())
+    }
+
+    fn probe(&mut self, crew: &mut impl Crew<Vf = V>, policy: &Policy, now: Instant) -> Result<(), Error> {
+        self.probed = Some(now);
+        let id = &self.spec.id;
+        let (vf, stands_in) = match policy.resolve(&self.spec.vfs[0]) {
+            Ok(resolved) => resolved,
+            Err(error) => return self.vf_error(error, now),
+        };
+        let stand_in = stands_in.then(|| vf.clone());
+        if stand_in.is_some() && stand_in != self.stand_in {
+            warn!(port = %id, "PCI device {} does not exist: {vf} STANDS IN for it", self.spec.vfs[0]);
+        }
+        self.stand_in = stand_in;
+        self.vf = Vf::Probing;
+        crew.probe(id, &vf);
+        Ok(())
+    }
+
+    fn remove_vf(&mut self, crew: &mut impl Crew<Vf = V>) {
+        if let Vf::Held(vf) = std::mem::replace(&mut self.vf, Vf::Removing) {
+            crew.remove(&self.spec.id, vf);
+        }
+    }
+
+    fn absent(&self, now: Instant) -> Vf<V> {
+        Vf::Absent(self.probed.map_or(now, |probed| now.max(probed + RETRY)))
+    }
+
+    /// The VF did not come or did not work. A settled port waits for a better one.
+    fn vf_error(&mut self, error: Error, now: Instant) -> Result<(), Error> {
+        if !matches!(self.vf, Vf::Removing) {
+            self.vf = self.absent(now);
+        }
+        if !self.settled && !matches!(error, Error::VfAbsent(_)) {
+            return Err(error);
+        }
+        let reason = error.to_string();
+        if self.reason.as_ref() != Some(&reason) {
+            warn!(port = %self.spec.id, "waits for its VF: {reason}");
+        }
+        self.reason = Some(reason);
+        Ok(())
+    }
+
+    /// Takes in an event of this port. An error is final for a port that is not settled.
+    pub fn event(&mut self, event: Event<V>, crew: &mut impl Crew<Vf = V>, now: Instant) -> Result<(), Error> {
+        match event {
+            Event::Probed { result: Ok((vf, caps)), .. } => {
+                debug_assert!(matches!(self.vf, Vf::Probing));
+                self.caps = Some(caps);
+                self.vf = Vf::Held(vf);
+            }
+            Event::Probed { result: Err(error), .. } => return self.vf_error(error, now),
+            Event::Removed { result, .. } => {
+                if let Err(error) = result {
+                    error!(port = %self.spec.id, "a VF could not be removed and is lost until the daemon restarts: {error}");
+                }
+                self.vf = self.absent(now);
+            }
+            Event::Opened { result: Ok(()), .. } => self.thread = Thread::Open,
+            Event::Opened { result: Err(error), .. } => {
+                self.thread = Thread::None;
+                return Err(error);
+            }
+            Event::VfReady { status, .. } => {
+                if let Vf::Starting | Vf::Ready(_) = self.vf {
+                    if matches!(self.vf, Vf::Starting) {
+                        info!(port = %self.spec.id, "forwards through {}", status.spec);
+                    }
+                    self.reason = None;
+                    self.caps = Some(status.caps.clone());
+                    self.vf = Vf::Ready(status);
+                }
+            }
+            Event::VfFailed { error, vf, .. } => {
+                debug_assert!(matches!(self.vf, Vf::Starting | Vf::Ready(_)));
+                self.caps = None;
+                if let Some(vf) = vf {
+                    // A fresh probe may do better; giving it back to the thread would not.
+                    self.vf = Vf::Held(vf);
+                    self.remove_vf(crew);
+                }
+                return self.vf_error(error, now);
+            }
+            Event::Status { status, .. } => {
+                if !status.guest || status.connections != self.status.connections {
+                    self.in_force = self.spec.clone();
+                }
+                self.status = status;
+            }
+            Event::Closed { vf, .. } => {
+                if !self.down {
+                    error!(port = %self.spec.id, "its thread ended unasked; it is started anew");
+                }
+                self.thread = Thread::None;
+                self.status = PortStatus::default();
+                match vf {
+                    Some(vf) => self.vf = Vf::Held(vf),
+                    None if matches!(self.vf, Vf::Starting | Vf::Ready(_)) => self.vf = Vf::None,
+                    None => {}
+                }
+            }
+            Event::Changed { .. } | Event::Stop => {}
+        }
+        Ok(())
+    }
+
+    /// Nothing is left of it: no thread, no socket, no VF.
+    pub fn gone(&self) -> bool {
+        self.down && self.thread == Thread::None && matches!(self.vf, Vf::None | Vf::Absent(_))
+    }
+
+    /// It listens (or tries), and the VF forwards or is known to be waited for.
+    pub fn up(&self) -> bool {
+        !self.down && self.thread == Thread::Open && matches!(self.vf, Vf::Ready(_) | Vf::Absent(_))
+    }
+
+    /// When [`Self::step`] is due without an event.
+    pub fn due(&self) -> Option<Instant> {
+        match (self.down, self.thread, &self.vf) {
+            (false, Thread::Open, Vf::Absent(again)) => Some(*again),
+            _ => None,
+        }
+    }
+
+    /// What to ask of the thread so that the port becomes `wanted`, of the same identity.
+    pub fn change_to(&self, wanted: &PortSpec, cores: (usize, usize)) -> (PortChange, Offer) {
+        let caps = if wanted.offloads == self.spec.offloads { self.offer_caps.as_ref() } else { self.caps.as_ref() };
+        let offer = wanted.offer(caps);
+        let deferred = |from: &PortSpec| !from.deferred_differences(wanted).is_empty();
+        let deferred = deferred(&self.spec) || deferred(&self.in_force);
+        let change = PortChange {
+            cores: (cores != self.cores).then_some(cores),
+            mac: wanted.mac.filter(|_| wanted.mac != self.spec.mac),
+            socket: (wanted.socket_plan() != self.spec.socket_plan()).then(|| wanted.socket_plan()),
+            next_connection: deferred.then(|| (offer, wanted.vf_config())),
+        };
+        (change, offer)
+    }
+
+    /// The change in flight was done, or (`false`) was not.
+    pub fn changed(&mut self, done: bool) {
+        let Some((spec, cores, offer)) = self.changing.take().filter(|_| done) else {
+            return;
+        };
+        if spec.offloads != self.spec.offloads {
+            self.offer_caps = self.caps.clone();
+        }
+        self.cores = cores;
+        self.offer = offer;
+        self.in_force = if self.status.guest {
+            PortSpec {
+                queue_pairs: self.in_force.queue_pairs,
+                mtu: self.in_force.mtu,
+                offloads: self.in_force.offloads.clone(),
+                mac: spec.mac.or(self.in_force.mac),
+                ..spec.clone()
+            }
+        } else {
+            spec.clone()
+        };
+        self.spec = spec;
+    }
+
+    /// Attributes that wait for the guest of the moment to disconnect.
+    pub fn pending(&self) -> Vec<String> {
+        let names = self.in_force.deferred_differences(&self.spec);
+        names.into_iter().map(str::to_owned).collect()
+    }
+
+    fn state(&self) -> State {
+        match (self.down, self.settled, &self.vf) {
+            (true, ..) => State::Detaching,
+            (_, false, _) => State::Attaching,
+            (_, _, Vf::Ready(_)) if self.status.guest => State::Connected,
+            (_, _, Vf::Ready(_)) => State::Ready,
+            (_, _, Vf::Starting | Vf::Held(_)) => State::Starting,
+            _ => State::Waiting,
+        }
+    }
+
+    /// The CPU of each direction, of the daemon's poll cores.
+    fn cpus(&self, cpus: &[usize]) -> (usize, usize) {
+        (cpus[self.cores.0], cpus[self.cores.1])
+    }
+
+    fn vf_view(&self) -> Option<VfView> {
+        match &self.vf {
+            Vf::Ready(status) => Some(stats::vf_view(status)),
+            _ => None,
+        }
+    }
+
+    /// For clients.
+    pub fn view(&self, cpus: &[usize]) -> PortView {
+        PortView {
+            id: self.spec.id.clone(),
+            state: self.state(),
+            reason: self.reason.clone(),
+            socket: self.spec.socket_view(),
+            vfs: self.spec.vfs.clone(),
+            vf: self.vf_view(),
+            stand_in: self.stand_in.clone(),
+            queue_pairs: self.spec.queue_pairs,
+            mtu: self.spec.mtu,
+            mac: self.spec.mac,
+            cores: self.cpus(cpus),
+            offloads: self.spec.offloads.clone(),
+            offered: self.offer.offloads(),
+            pending: self.pending(),
+            guest: self.status.clone(),
+        }
+    }
+
+    /// Its counters, for clients.
+    pub fn stats(&self, cpus: &[usize]) -> PortStats {
+        let (guest_to_vf, vf_to_guest) = self.cpus(cpus);
+        PortStats {
+            id: self.spec.id.clone(),
+            state: self.state(),
+            guest_to_vf: stats::lane(guest_to_vf, &self.counters.guest_to_vf),
+            vf_to_guest: stats::lane(vf_to_guest, &self.counters.vf_to_guest),
+            vf: self.vf_view(),
+            xstats: match &self.vf {
+                Vf::Ready(status) => status.xstats.iter().cloned().collect(),
+                _ => Default::default(),
+            },
+        }
+    }
+}
+
+impl<V> Event<V> {
+    /// Whose event it is; `None`: [`Event::Stop`].
+    pub(super) fn port(&self) -> Option<&PortId> {
+        match self {
+            Self::Probed { port, .. }
+            | Self::Removed { port, .. }
+            | Self::Opened { port, .. }
+            | Self::VfReady { port, .. }
+            | Self::VfFailed { port, .. }
+            | Self::Changed { port, .. }
+            | Self::Status { port, .. }
+            | Self::Closed { port, .. } => Some(port),
+            Self::Stop => None,
+        }
+    }
+}

@@ -1,0 +1,587 @@
+//! The decisions over all ports: who may have which VF and socket, what a request changes, and when it
+//! is answered.
+//!
+//! Nothing here waits. A request that cannot be answered yet becomes a [`Pending`]; after every request
+//! and event all of them are looked at again, in order of arrival, until nothing moves. An attach that
+//! has to wait (for a port that goes down, or for an earlier attach it overlaps with) is decided anew
+//! each time, so that it is always decided on what is.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+use tracing::{error, info, warn};
+
+use super::api::{
+    Attach, Attached, CoreView, Detached, Info, Limits, Method, PortList, Selector, Stats, StatsQuery, Sync, Synced,
+};
+use super::policy::INTERFACE_CLAIM;
+use super::port::Port;
+use super::port_spec::MTU;
+use super::rpc::RpcError;
+use super::server::MAX_CLIENTS;
+use super::{Crew, Event, Failure, Placement, Policy, PortId, PortSpec, SocketDefaults};
+use crate::error::Error;
+use crate::session::Offer;
+
+/// Names a request; chosen by the caller of [`Ports::call`], unique among those not yet answered.
+pub type Token = u64;
+
+/// Facts about the daemon that do not change, for clients.
+#[derive(Clone, Debug)]
+pub struct DaemonInfo {
+    /// Of libdpdk; `None`: built without.
+    pub dpdk_version: Option<String>,
+    /// Ethdevs that libdpdk can hold.
+    pub max_ethdevs: Option<u32>,
+    /// CPU of each poll core, by index.
+    pub cpus: Vec<usize>,
+    /// Cores never sleep.
+    pub poll: bool,
+    /// When it started.
+    pub started: Instant,
+}
+
+/// All ports, and the requests about them that are not answered yet.
+pub struct Ports<C: Crew> {
+    crew: C,
+    policy: Policy,
+    defaults: SocketDefaults,
+    info: DaemonInfo,
+    ports: BTreeMap<PortId, Port<C::Vf>>,
+    pending: Vec<Pending>,
+    answers: Vec<(Token, Result<Value, RpcError>)>,
+    next_serial: u64,
+    stopping: bool,
+    /// Something happened in this turn that may let others go further.
+    moved: bool,
+}
+
+/// A request that is not answered yet.
+struct Pending {
+    token: Token,
+    /// `None` while it is looked at, and when it was answered.
+    wait: Option<Wait>,
+}
+
+enum Wait {
+    /// For an attach to be possible.
+    Attach {
+        spec: Box<PortSpec>,
+        takeover: bool,
+        /// Whom it has been taken from so far.
+        taken_from: Vec<PortId>,
+    },
+    /// For a port to listen, with its VF or known to wait for it.
+    Up { serial: u64, taken_from: Vec<PortId> },
+    /// For a change of a port to be done.
+    Change { serial: u64 },
+    /// For ports to be gone.
+    Gone { serials: BTreeSet<u64>, then: Box<Answer> },
+}
+
+type Answer = Result<Value, Failure>;
+
+/// What becomes of an attach now.
+enum Decision {
+    Answer(Answer),
+    Wait(Wait),
+}
+
+impl<C: Crew> Ports<C> {
+    /// No ports.
+    pub fn new(crew: C, policy: Policy, defaults: SocketDefaults, info: DaemonInfo) -> Self {
+        Self {
+            crew,
+            policy,
+            defaults,
+            info,
+            ports: BTreeMap::new(),
+            pending: vec![],
+            answers: vec![],
+            next_serial: 0,
+            stopping: false,
+            moved: false,
+        }
+    }
+
+    /// Starts a request; its answer comes out of [`Self::answers`], perhaps at once.
+    pub fn call(&mut self, token: Token, method: &str, params: Map<String, Value>, now: Instant) {
+        match Method::parse(method, params) {
+            Err(error) => self.answers.push((token, Err(error))),
+            Ok(method) => match self.start(method, now) {
+                Decision::Answer(answer) => self.answer(token, answer),
+                Decision::Wait(wait) => self.pending.push(Pending { token, wait: Some(wait) }),
+            },
+        }
+        self.turn(now);
+    }
+
+    /// Takes in what the crew has to say.
+    pub fn event(&mut self, event: Event<C::Vf>, now: Instant) {
+        let Some(id) = event.port().cloned() else {
+            self.stop();
+            return self.turn(now);
+        };
+        let Some(port) = self.ports.get_mut(&id) else {
+            error!(port = %id, "an event of a port that is not there");
+            return;
+        };
+        match event {
+            Event::Changed { result, .. } => {
+                port.changed(result.is_ok());
+                let serial = port.serial;
+                self.answer_change(serial, result.map_err(Failure::from));
+            }
+            event => {
+                if let Err(error) = port.event(event, &mut self.crew, now) {
+                    self.roll_back(&id, error);
+                }
+            }
+        }
+        self.turn(now);
+    }
+
+    /// Does what is due without an event.
+    pub fn tick(&mut self, now: Instant) {
+        self.turn(now);
+    }
+
+    /// When [`Self::tick`] is due.
+    pub fn due(&self) -> Option<Instant> {
+        self.ports.values().filter_map(Port::due).min()
+    }
+
+    /// The answers since the last call; each request gets exactly one.
+    pub fn answers(&mut self) -> std::vec::Drain<'_, (Token, Result<Value, RpcError>)> {
+        self.answers.drain(..)
+    }
+
+    /// [`Event::Stop`] was received and every port is gone.
+    pub fn finished(&self) -> bool {
+        self.stopping && self.ports.is_empty()
+    }
+
+    #[cfg(test)]
+    pub(super) fn crew(&mut self) -> &mut C {
+        &mut self.crew
+    }
+
+    fn start(&mut self, method: Method, now: Instant) -> Decision {
+        Decision::Answer(match method {
+            Method::Attach(request) => return self.attach(&request),
+            Method::Detach(selector) => return self.detach(&selector),
+            Method::Sync(sync) => return self.sync(&sync),
+            Method::List => {
+                value(&PortList { ports: self.ports.values().map(|port| port.view(&self.info.cpus)).collect() })
+            }
+            Method::Show(selector) => self.show(&selector),
+            Method::Stats(query) => self.stats(&query, now),
+            Method::Info => value(&self.info(now)),
+        })
+    }
+
+    fn attach(&mut self, request: &Attach) -> Decision {
+        let spec = match PortSpec::new(request, &self.policy, &self.defaults)
+            // Cores are chosen when the port starts; wrong ones are refused before anything is taken down.
+            .and_then(|spec| self.place(&spec).map(|_| spec))
+        {
+            Ok(spec) => spec,
+            Err(error) => return Decision::Answer(Err(error.into())),
+        };
+        Decision::Wait(Wait::Attach { spec: Box::new(spec), takeover: request.takeover, taken_from: vec![] })
+    }
+
+    fn place(&self, spec: &PortSpec) -> Result<(usize, usize), Error> {
+        let lanes = self.lanes();
+        Placement { cpus: &self.info.cpus, lanes: &lanes }.place(&spec.cores)
+    }
+
+    /// Lanes on each core.
+    fn lanes(&self) -> Vec<usize> {
+        let mut lanes = vec![0; self.info.cpus.len()];
+        for port in self.ports.values() {
+            lanes[port.cores.0] += 1;
+            lanes[port.cores.1] += 1;
+        }
+        lanes
+    }
+
+    /// Decides about an attach, on what is now. Changes nothing unless it can succeed.
+    fn decide(&mut self, spec: Box<PortSpec>, takeover: bool, mut taken_from: Vec<PortId>, index: usize) -> Decision {
+        if self.stopping {
+            return Decision::Answer(Err(stopping()));
+        }
+        let wait = |spec, taken_from| Decision::Wait(Wait::Attach { spec, takeover, taken_from });
+        // Behind earlier attaches that it overlaps with.
+        let overlaps = |earlier: &Pending| match &earlier.wait {
+            Some(Wait::Attach { spec: other, .. }) => other.id == spec.id || !other.claims.is_disjoint(&spec.claims),
+            _ => false,
+        };
+        let mut waits = self.pending[..index].iter().any(overlaps);
+        let mut to_take_down = vec![];
+        if let Some(port) = self.ports.get(&spec.id) {
+            let differences = port.spec.identity_differences(&spec);
+            if port.down {
+                waits = true;
+            } else if differences.is_empty() {
+                return if waits || !port.settled || port.changing.is_some() {
+                    wait(spec, taken_from)
+                } else {
+                    self.change(*spec)
+                };
+            } else if port.status.guest {
+                return Decision::Answer(Err(differs(&spec.id, &differences)));
+            } else {
+                to_take_down.push(spec.id.clone());
+            }
+        }
+        for (id, other) in &self.ports {
+            if *id == spec.id {
+                continue;
+            }
+            // A device says more than the interface it is on.
+            let claims = other.spec.claims.intersection(&spec.claims);
+            let Some(claim) = claims.min_by_key(|claim| claim.starts_with(INTERFACE_CLAIM)) else {
+                continue;
+            };
+            if other.down {
+                waits = true;
+            } else if !takeover || other.status.guest {
+                return Decision::Answer(Err(held(claim, id, other.status.guest)));
+            } else {
+                to_take_down.push(id.clone());
+            }
+        }
+        if waits {
+            return wait(spec, taken_from);
+        }
+        for id in &to_take_down {
+            if *id == spec.id {
+                info!(port = %id, "is replaced");
+            } else {
+                warn!(port = %id, by = %spec.id, "is taken down: another port takes what it held");
+                taken_from.push(id.clone());
+            }
+            self.take_down(id, || superseded(id));
+        }
+        if !to_take_down.is_empty() {
+            return wait(spec, taken_from);
+        }
+        let cores = match self.place(&spec) {
+            Ok(cores) => cores,
+            Err(error) => return Decision::Answer(Err(error.into())),
+        };
+        let serial = self.next_serial;
+        self.next_serial += 1;
+        info!(port = %spec.id, "attaching");
+        let id = spec.id.clone();
+        self.ports.insert(id, Port::new(serial, *spec, cores));
+        self.moved = true;
+        Decision::Wait(Wait::Up { serial, taken_from })
+    }
+
+    /// An attach of a port that is there: nothing, or its attributes.
+    fn change(&mut self, spec: PortSpec) -> Decision {
+        let same_place = {
+            let port = &self.ports[&spec.id];
+            spec.cores.is_empty() || spec.cores == port.spec.cores
+        };
+        let place = self.place(&spec);
+        let port = self.ports.get_mut(&spec.id).expect("just found");
+        if !port.spec.attributes_differ(&spec) {
+            return Decision::Answer(attached(port, &self.info.cpus, false, vec![]));
+        }
+        let cores = match place {
+            _ if same_place => port.cores,
+            Ok(cores) => cores,
+            Err(error) => return Decision::Answer(Err(error.into())),
+        };
+        let (change, offer) = port.change_to(&spec, cores);
+        info!(port = %spec.id, ?change, "changes");
+        let nothing = change == Default::default();
+        let id = spec.id.clone();
+        port.changing = Some((spec, cores, offer));
+        if nothing {
+            port.changed(true);
+            return Decision::Answer(attached(port, &self.info.cpus, true, vec![]));
+        }
+        self.crew.change(&id, change);
+        Decision::Wait(Wait::Change { serial: port.serial })
+    }
+
+    fn answer_change(&mut self, serial: u64, result: Result<(), Failure>) {
+        let waiting = |pending: &Pending| matches!(pending.wait, Some(Wait::Change { serial: of }) if of == serial);
+        // None if the port went down meanwhile: then it is answered that.
+        if let Some(index) = self.pending.iter().position(waiting) {
+            match result {
+                // Perhaps its VF is set up anew.
+                Ok(()) => self.pending[index].wait = Some(Wait::Up { serial, taken_from: vec![] }),
+                Err(failure) => {
+                    let token = self.pending.remove(index).token;
+                    self.answer(token, Err(failure));
+                }
+            }
+        }
+    }
+
+    fn detach(&mut self, selector: &Selector) -> Decision {
+        // Soft VFs are not somebody's: several ports may have one.
+        let several: Vec<_> = self.ports.values().filter(|port| self.selects(selector, &port.spec)).collect();
+        if several.len() > 1 {
+            let ids: Vec<_> = several.iter().map(|port| port.spec.id.to_string()).collect();
+            let what = format!("{} ports match: {}; detach by id", ids.len(), ids.join(", "));
+            return Decision::Answer(Err(Error::Conflict(what).into()));
+        }
+        // An attach that has not begun is called off as if it had.
+        let (matching, others): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.pending).into_iter().partition(|pending| match &pending.wait {
+                Some(Wait::Attach { spec, .. }) => self.selects(selector, spec),
+                _ => false,
+            });
+        self.pending = others;
+        let mut id = None;
+        for Pending { token, wait } in matching {
+            if let Some(Wait::Attach { spec, .. }) = wait {
+                self.answer(token, Err(superseded(&spec.id)));
+                id = Some(spec.id);
+            }
+        }
+        let found = self.ports.values().find(|port| self.selects(selector, &port.spec));
+        let serials = found.map(|port| port.serial).into_iter().collect();
+        if let Some(port) = found {
+            let found = port.spec.id.clone();
+            if !port.down {
+                info!(port = %found, "detaching");
+            }
+            self.take_down(&found, || superseded(&found));
+            id = Some(found);
+        }
+        let changed = id.is_some();
+        let then = Box::new(value(&Detached { changed, id }));
+        Decision::Wait(Wait::Gone { serials, then })
+    }
+
+    fn sync(&mut self, sync: &Sync) -> Decision {
+        let surplus: Vec<PortId> =
+            self.ports.iter().filter(|(id, _)| !sync.ids.contains(*id)).map(|(id, _)| id.clone()).collect();
+        let missing = sync.ids.iter().filter(|id| !self.ports.contains_key(*id));
+        let answer =
+            value(&Synced { missing: missing.cloned().collect(), surplus: surplus.clone(), removed: sync.remove });
+        if !sync.remove {
+            return Decision::Answer(answer);
+        }
+        let mut serials = BTreeSet::new();
+        for id in surplus {
+            warn!(port = %id, "detaching: not in the set of ports that should be");
+            if let Decision::Wait(Wait::Gone { serials: more, .. }) = self.detach(&Selector::Id(id)) {
+                serials.extend(more);
+            }
+        }
+        let then = Box::new(answer);
+        Decision::Wait(Wait::Gone { serials, then })
+    }
+
+    fn selects(&self, selector: &Selector, spec: &PortSpec) -> bool {
+        match selector {
+            Selector::Id(id) => spec.id == *id,
+            Selector::Vf(vf) => spec.vfs.contains(vf),
+            Selector::Socket(path) => {
+                let path = std::path::Path::new(path);
+                spec.path.path == path || spec.path.real == path
+            }
+        }
+    }
+
+    fn show(&self, selector: &Selector) -> Answer {
+        let port = self.ports.values().find(|port| self.selects(selector, &port.spec));
+        let port = port.ok_or_else(|| not_found(selector))?;
+        value(&port.view(&self.info.cpus))
+    }
+
+    fn stats(&self, query: &StatsQuery, now: Instant) -> Answer {
+        let wanted = |id: &PortId| query.id.as_ref().is_none_or(|wanted| wanted == id);
+        let ports: Vec<_> =
+            self.ports.iter().filter(|(id, _)| wanted(id)).map(|(_, port)| port.stats(&self.info.cpus)).collect();
+        match &query.id {
+            Some(id) if ports.is_empty() => Err(not_found(&Selector::Id(id.clone()))),
+            _ => value(&Stats { time_us: now.duration_since(self.info.started).as_micros() as u64, ports }),
+        }
+    }
+
+    fn info(&self, now: Instant) -> Info {
+        let cpus = self.info.cpus.iter().copied();
+        Info {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            dpdk_version: self.info.dpdk_version.clone(),
+            pid: std::process::id(),
+            uptime_seconds: now.duration_since(self.info.started).as_secs(),
+            cores: cpus.zip(self.lanes()).map(|(cpu, lanes)| CoreView { cpu, lanes }).collect(),
+            poll: self.info.poll,
+            limits: Limits {
+                ethdevs: self.info.max_ethdevs,
+                queue_pairs: Offer::MAX_QUEUE_PAIRS,
+                mtu: *MTU.end(),
+                clients: MAX_CLIENTS,
+            },
+            ports: self.ports.len(),
+            allowed: self.policy.view(),
+        }
+    }
+
+    fn stop(&mut self) {
+        self.stopping = true;
+        let ids: Vec<_> = self.ports.keys().cloned().collect();
+        for id in ids {
+            self.take_down(&id, stopping);
+        }
+    }
+
+    /// A port could not be set up: undoes what was done; its attach is answered when all of it is undone.
+    fn roll_back(&mut self, id: &PortId, error: Error) {
+        error!(port = %id, "{error}");
+        let mut error = Some(error);
+        self.take_down(id, || match error.take() {
+            Some(error) => error.into(),
+            None => superseded(id),
+        });
+    }
+
+    /// Sends a port on its way down. Requests that wait for it to come up or to change fail, once it is gone.
+    fn take_down(&mut self, id: &PortId, mut why: impl FnMut() -> Failure) {
+        let Some(port) = self.ports.get_mut(id).filter(|port| !port.down) else {
+            return;
+        };
+        port.down = true;
+        self.moved = true;
+        let gone = port.serial;
+        for pending in &mut self.pending {
+            if let Some(Wait::Up { serial, .. } | Wait::Change { serial }) = pending.wait
+                && serial == gone
+            {
+                pending.wait = Some(Wait::Gone { serials: BTreeSet::from([gone]), then: Box::new(Err(why())) });
+            }
+        }
+    }
+
+    /// Lets every port and every pending request go as far as they can.
+    fn turn(&mut self, now: Instant) {
+        loop {
+            self.moved = false;
+            self.step_ports(now);
+            for index in 0..self.pending.len() {
+                if let Some(wait) = self.pending[index].wait.take() {
+                    match self.proceed(wait, index) {
+                        Decision::Wait(wait) => self.pending[index].wait = Some(wait),
+                        Decision::Answer(answer) => self.answer(self.pending[index].token, answer),
+                    }
+                }
+            }
+            self.pending.retain(|pending| pending.wait.is_some());
+            if !self.moved {
+                return;
+            }
+        }
+    }
+
+    fn step_ports(&mut self, now: Instant) {
+        let mut failed = vec![];
+        for (id, port) in &mut self.ports {
+            if let Err(error) = port.step(&mut self.crew, &self.policy, now) {
+                failed.push((id.clone(), error));
+            }
+            port.settled |= port.up();
+        }
+        for (id, error) in failed {
+            self.roll_back(&id, error);
+        }
+        self.ports.retain(|id, port| {
+            if port.gone() {
+                info!(port = %id, "gone");
+            }
+            !port.gone()
+        });
+    }
+
+    /// Looks at a request again; those before `index` came earlier.
+    fn proceed(&mut self, wait: Wait, index: usize) -> Decision {
+        let find = |serial| self.ports.values().find(|port| port.serial == serial);
+        match wait {
+            Wait::Attach { spec, takeover, taken_from } => self.decide(spec, takeover, taken_from, index),
+            Wait::Up { serial, taken_from } => match find(serial) {
+                Some(port) if port.up() => Decision::Answer(attached(port, &self.info.cpus, true, taken_from)),
+                _ => Decision::Wait(Wait::Up { serial, taken_from }),
+            },
+            Wait::Gone { serials, then } => {
+                if serials.iter().any(|serial| find(*serial).is_some()) {
+                    Decision::Wait(Wait::Gone { serials, then })
+                } else {
+                    Decision::Answer(*then)
+                }
+            }
+            Wait::Change { serial } => Decision::Wait(Wait::Change { serial }),
+        }
+    }
+
+    fn answer(&mut self, token: Token, answer: Answer) {
+        self.moved = true;
+        let answer = answer.map_err(|failure| RpcError::from(&failure));
+        self.answers.push((token, answer));
+    }
+}
+
+/// A result for a client. All of them are plain data with string keys, which cannot fail.
+fn value(result: &impl Serialize) -> Answer {
+    Ok(serde_json::to_value(result).expect("plain data with string keys"))
+}
+
+fn attached<V>(port: &Port<V>, cpus: &[usize], changed: bool, taken_from: Vec<PortId>) -> Answer {
+    value(&Attached { changed, pending: port.pending(), taken_from, port: port.view(cpus) })
+}
+
+fn not_found(selector: &Selector) -> Failure {
+    Error::NotFound(format!(
+        "there is no {}: see port.list for those there are",
+        selector.to_string().trim_start_matches("a ")
+    ))
+    .into()
+}
+
+fn stopping() -> Failure {
+    Failure::from(Error::Exhausted("the daemon is stopping: ask again when it has been started anew".into()))
+        .with("stopping", true)
+}
+
+fn superseded(id: &PortId) -> Failure {
+    Failure::from(Error::Conflict(format!(
+        "port {id} was taken down by another request before this one was done: attach it again if it is still wanted"
+    )))
+    .with("superseded", true)
+}
+
+/// The identity of a port with a guest cannot change.
+fn differs(id: &PortId, differences: &[(&'static str, String, String)]) -> Failure {
+    let list: Vec<_> =
+        differences.iter().map(|(name, has, asked)| format!("{name} is {has}, asked for was {asked}")).collect();
+    let names: Vec<_> = differences.iter().map(|(name, ..)| *name).collect();
+    Failure::from(Error::Conflict(format!(
+        "port {id} has a guest connected and is another one: {}; detach it first, or ask for what it is",
+        list.join("; ")
+    )))
+    .with("differs", names)
+    .with("guest", true)
+}
+
+/// Another port has what was asked for.
+fn held(claim: &str, holder: &PortId, guest: bool) -> Failure {
+    let what_to_do = if guest {
+        "its guest is connected: detach that port first, or choose another"
+    } else {
+        "detach that port first, choose another, or take it with takeover (no guest is connected)"
+    };
+    Failure::from(Error::Conflict(format!("{claim} is held by port {holder}; {what_to_do}")))
+        .with("holder", holder.as_str())
+        .with("held", claim)
+        .with("guest", guest)
+}

@@ -1,0 +1,132 @@
+//! Single-writer counters of a lane: the core that has the lane writes, anyone reads.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use crossbeam::utils::CachePadded;
+use serde::{Deserialize, Serialize};
+
+/// Why a frame went no further. Each frame that was taken in and not delivered counts under exactly one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// VF→guest: the guest posted no buffer in time.
+    GuestRingEmpty,
+    /// guest→VF: the VF took nothing for 10 ms.
+    VfFull,
+    /// The other side is not there: no VF, link down, no started ring.
+    NotReady,
+    /// The ring is disabled (SET_VRING_ENABLE 0).
+    Disabled,
+    /// The guest's descriptor chain or header is malformed.
+    Malformed,
+    /// Longer than the port's MTU allows, or than the guest's buffer.
+    Oversize,
+}
+
+const CAUSES: usize = 6;
+
+/// Counters of one lane.
+#[derive(Debug, Default)]
+pub struct LaneCounters(CachePadded<Cells>);
+
+#[derive(Debug, Default)]
+struct Cells {
+    packets: AtomicU64,
+    bytes: AtomicU64,
+    bursts: AtomicU64,
+    dropped: [AtomicU64; CAUSES],
+    kicks_sent: AtomicU64,
+    kicks_suppressed: AtomicU64,
+    quarantined: AtomicU64,
+}
+
+/// Adds without a locked instruction: there is one writer.
+fn add(cell: &AtomicU64, n: u64) {
+    cell.store(cell.load(Relaxed).wrapping_add(n), Relaxed);
+}
+
+impl LaneCounters {
+    /// A burst that was delivered.
+    pub fn delivered(&self, packets: u64, bytes: u64) {
+        add(&self.0.packets, packets);
+        add(&self.0.bytes, bytes);
+        add(&self.0.bursts, 1);
+    }
+
+    /// Frames that were dropped.
+    pub fn dropped(&self, cause: Cause, n: u64) {
+        add(&self.0.dropped[cause as usize], n);
+    }
+
+    /// A published burst for which the guest did, or did not, want a signal.
+    pub fn kicked(&self, sent: bool) {
+        add(if sent { &self.0.kicks_sent } else { &self.0.kicks_suppressed }, 1);
+    }
+
+    /// A ring was taken off its core.
+    pub fn quarantine(&self) {
+        add(&self.0.quarantined, 1);
+    }
+
+    /// How many rings were taken off their core since the port exists: a change says that there is a
+    /// reason to be fetched from the lane.
+    pub fn quarantined(&self) -> u64 {
+        self.0.quarantined.load(Relaxed)
+    }
+
+    /// A copy. Each figure is exact; they may be of slightly different moments.
+    pub fn snapshot(&self) -> LaneSnapshot {
+        let get = |cell: &AtomicU64| cell.load(Relaxed);
+        let dropped = |cause: Cause| get(&self.0.dropped[cause as usize]);
+        LaneSnapshot {
+            packets: get(&self.0.packets),
+            bytes: get(&self.0.bytes),
+            bursts: get(&self.0.bursts),
+            dropped: Dropped {
+                guest_ring_empty: dropped(Cause::GuestRingEmpty),
+                vf_full: dropped(Cause::VfFull),
+                not_ready: dropped(Cause::NotReady),
+                disabled: dropped(Cause::Disabled),
+                malformed: dropped(Cause::Malformed),
+                oversize: dropped(Cause::Oversize),
+            },
+            kicks_sent: get(&self.0.kicks_sent),
+            kicks_suppressed: get(&self.0.kicks_suppressed),
+        }
+    }
+}
+
+/// A lane's counters at a moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LaneSnapshot {
+    /// Frames delivered: taken by the VF, or published to the guest.
+    pub packets: u64,
+    /// Their bytes, without virtio-net header and FCS.
+    pub bytes: u64,
+    /// Bursts they came in.
+    pub bursts: u64,
+    /// Frames that were not, by cause.
+    pub dropped: Dropped,
+    /// Signals sent to the guest.
+    pub kicks_sent: u64,
+    /// Bursts for which the guest wanted none.
+    pub kicks_suppressed: u64,
+}
+
+/// Dropped frames by [`Cause`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)] // the causes are documented once, at `Cause`
+pub struct Dropped {
+    pub guest_ring_empty: u64,
+    pub vf_full: u64,
+    pub not_ready: u64,
+    pub disabled: u64,
+    pub malformed: u64,
+    pub oversize: u64,
+}
+
+impl Dropped {
+    /// All causes together.
+    pub fn total(&self) -> u64 {
+        self.guest_ring_empty + self.vf_full + self.not_ready + self.disabled + self.malformed + self.oversize
+    }
+}

@@ -1,0 +1,216 @@
+//! A lane: the unit of work and of scheduling, one direction of one port. This file is the way of a packet.
+//!
+//! ```text
+//! guest driver ─avail→ TxRing::pop ─→ Frame ─→ TxQueue::copy ─→ offload ─→ TxQueue::send ─→ VF
+//!                                                                             └→ TxRing::complete, publish ─→ call eventfd
+//! VF ─→ RxQueue::receive ─→ which ring? ─→ RxRing::push (header, copy) ─→ RxRing::publish ─→ call eventfd
+//! ```
+//!
+//! A lane moves by value between its port's thread and a core. On a core it takes turns; at home its
+//! rings are put in and taken out. The two directions share nothing that is written.
+
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arrayvec::ArrayVec;
+
+use super::doorbell::{Doorbell, NotifyMark};
+use super::guest_to_vf::GuestToVf;
+use super::offload::TxRules;
+use super::vf_to_guest::VfToGuest;
+use crate::error::Result;
+use crate::guest::GuestMemory;
+use crate::ring::{BURST, PushError, RingConfig, RingFault};
+use crate::vf::{RxPacket, RxQueue, TxQueue};
+
+/// Packets a busy lane moves in one turn, about.
+pub const TURN_BUDGET: usize = 256;
+
+/// How long a VF may refuse frames, with its link up, before they are dropped as `vf_full`.
+const VF_FULL: Duration = Duration::from_millis(10);
+
+/// How long a burst is held for a guest that posted no buffers, before it is dropped as `guest_ring_empty`.
+const GUEST_RING_EMPTY: Duration = Duration::from_micros(50);
+
+/// Names a lane among all of the process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct LaneId(pub u64);
+
+/// What a core gives a lane for a turn.
+#[derive(Clone, Copy, Debug)]
+pub struct Turn<'core> {
+    /// The time, read once for all lanes.
+    pub now: Instant,
+    /// The core's mark for the watchdog.
+    pub mark: &'core NotifyMark,
+}
+
+/// A ring to be put into a lane, as the session describes it.
+#[derive(Clone, Debug)]
+pub struct RingPlan {
+    /// The memory its addresses are in.
+    pub memory: Arc<GuestMemory>,
+    /// Size, addresses, base, format.
+    pub config: RingConfig,
+    /// Kick and call.
+    pub doorbell: Doorbell,
+    /// SET_VRING_ENABLE.
+    pub enabled: bool,
+    /// Offloads negotiated (TX rings).
+    pub rules: TxRules,
+    /// The guest takes "checksum is good" (RX rings; VIRTIO_NET_F_GUEST_CSUM).
+    pub guest_checksum: bool,
+}
+
+/// When an fd ends a core's sleep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trigger {
+    /// Once for each signal; nobody reads it.
+    Edge,
+    /// As long as it is readable.
+    Level,
+}
+
+/// A lane, of whichever direction and kind of VF: chosen once, when it is built.
+pub trait Lane: Send {
+    /// Which.
+    fn id(&self) -> LaneId;
+
+    /// On the core: moves up to about [`TURN_BUDGET`] packets; returns how many it moved or dropped.
+    fn turn(&mut self, turn: &Turn<'_>) -> usize;
+
+    /// On the core, when it arrives: signals each ring once and sets the notification states anew, since
+    /// what happened while the lane was away is unknown.
+    fn settle(&mut self, turn: &Turn<'_>);
+
+    /// On the core: asks for kicks and interrupts. `true`: there is work, do not sleep.
+    fn doze(&mut self) -> bool;
+
+    /// On the core: back to polling.
+    fn wake(&mut self);
+
+    /// What a sleeping core waits on for this lane: the same fds from its arrival to its departure,
+    /// whatever becomes of its rings.
+    fn wake_fds(&self, visit: &mut dyn FnMut(BorrowedFd<'_>, Trigger));
+
+    /// Something can arrive for this lane without any of its fds becoming readable.
+    fn needs_naps(&self) -> bool;
+
+    /// At home: puts the ring of a queue pair in.
+    fn insert_ring(&mut self, pair: usize, plan: RingPlan) -> Result<()>;
+
+    /// At home: takes it out, with nothing of it in flight. Its used position; `None` if it was not in.
+    fn remove_ring(&mut self, pair: usize) -> Option<u16>;
+
+    /// At home: why the ring of this pair stands still, if it does.
+    fn fault(&self, pair: usize) -> Option<RingFault>;
+
+    /// At home: VF queues that feed the ring of their own number, for the VF's RSS table. Empty where
+    /// there is nothing to steer.
+    fn direct_queues(&self) -> Vec<u16> {
+        Vec::new()
+    }
+
+    /// At home: lets go of the VF's buffers. Chains whose frames were not yet taken are popped again later;
+    /// received frames that were not yet placed are counted as `not_ready`.
+    fn discard(&mut self);
+}
+
+impl<Q: TxQueue> GuestToVf<Q> {
+    /// One burst of one guest ring: pop, copy, treat, send, complete. Returns how many packets moved or were
+    /// dropped, and more for large ones.
+    pub(super) fn relay(&mut self, pair: usize, turn: &Turn<'_>) -> usize {
+        let queues = self.queues.len();
+        let (slot, queue) = (&mut self.slots[pair], &mut self.queues[pair % queues]);
+        let Some(seat) = &mut slot.seat else { return 0 };
+        if seat.is_idle() {
+            match seat.ring.pop(BURST) {
+                Ok(0) => return 0,
+                Ok(n) => seat.begin(n),
+                Err(fault) => return slot.quarantine(fault, &self.counters),
+            }
+        }
+        let mut moved = 0;
+        if let Some(cause) = seat.closed(&self.ready) {
+            moved += seat.drop_all(cause, &self.counters);
+        } else {
+            moved += seat.stage(queue, &self.counters);
+            let mut refused = 0;
+            let sent = queue.send(&mut seat.staged, &mut refused);
+            seat.accepted(sent, refused, &self.counters);
+            moved += sent;
+            if sent == 0 && !seat.is_idle() {
+                queue.reclaim();
+                let since = *seat.blocked_since.get_or_insert(turn.now);
+                if turn.now.saturating_duration_since(since) >= VF_FULL {
+                    moved += seat.drop_all(super::Cause::VfFull, &self.counters);
+                }
+            } else {
+                seat.blocked_since = None;
+            }
+        }
+        if let Some(fault) = seat.publish(turn, &self.counters) {
+            slot.quarantine(fault, &self.counters);
+        }
+        moved
+    }
+}
+
+impl<Q: RxQueue> VfToGuest<Q> {
+    /// One burst of one VF queue: receive, choose the ring, push. Returns how many packets moved or were dropped.
+    pub(super) fn relay(&mut self, queue: usize, turn: &Turn<'_>) -> usize {
+        let mut moved = self.retry_held(queue, turn);
+        let source = &mut self.sources[queue];
+        if !source.is_blocked() {
+            let mut burst = ArrayVec::new();
+            moved += source.queue.receive(&mut burst);
+            for packet in burst {
+                self.place(queue, packet, turn.now, turn);
+            }
+        }
+        self.publish(turn);
+        moved
+    }
+
+    /// Places a frame that came at `since` in a guest's ring, or holds it, or drops it.
+    fn place(&mut self, queue: usize, packet: Q::Packet, since: Instant, turn: &Turn<'_>) {
+        let pair = match self.steering.ring_for(queue, packet.head()) {
+            Ok(pair) => pair,
+            Err(cause) => return self.tally.drop(cause, 1),
+        };
+        if self.waiting & 1 << pair == 0 {
+            match self.push(pair, &packet) {
+                Ok(()) => return self.tally.add(packet.len()),
+                Err(PushError::Oversize) => return self.tally.drop(super::Cause::Oversize, 1),
+                Err(PushError::Chain(_)) => return self.tally.drop(super::Cause::Malformed, 1),
+                Err(PushError::Ring(fault)) => {
+                    self.tally.drop(super::Cause::NotReady, 1);
+                    return self.quarantine(pair, fault);
+                }
+                Err(PushError::Empty) => {}
+            }
+        }
+        // A ring that stayed empty for the whole grace is not waited for again until it has buffers.
+        let expired = turn.now.saturating_duration_since(since) >= GUEST_RING_EMPTY;
+        if self.is_dry(pair, expired) || self.sources[queue].held.try_push((since, packet)).is_err() {
+            return self.tally.drop(super::Cause::GuestRingEmpty, 1);
+        }
+        self.waiting |= 1 << pair;
+    }
+
+    /// Tries again to place what the queue holds, in order. Returns how much of it went on, or was dropped.
+    fn retry_held(&mut self, queue: usize, turn: &Turn<'_>) -> usize {
+        self.waiting = 0;
+        let source = &mut self.sources[queue];
+        if source.held.is_empty() {
+            return 0;
+        }
+        let held = std::mem::take(&mut source.held);
+        let before = held.len();
+        for (since, packet) in held {
+            self.place(queue, packet, since, turn);
+        }
+        before - self.sources[queue].held.len()
+    }
+}

@@ -1,0 +1,26 @@
+//! Lanes and poll cores: how packets move. Knows `ring`, `guest` and `vf`, and nothing above.
+//!
+//! Start with [`lane`].
+
+mod checksum;
+mod counters;
+mod doorbell;
+mod guest_to_vf;
+mod headers;
+pub mod lane;
+mod mailbox;
+mod offload;
+mod poller;
+mod segment;
+#[cfg(test)]
+pub(crate) mod tests;
+mod vf_to_guest;
+
+pub use counters::{Cause, Dropped, LaneCounters, LaneSnapshot};
+pub use doorbell::{Doorbell, NotifyMark};
+pub use guest_to_vf::GuestToVf;
+pub use lane::{Lane, LaneId, RingPlan, Trigger, Turn};
+pub use mailbox::{Bell, Mailbox};
+pub use offload::TxRules;
+pub use poller::{CoreGauge, IdlePolicy, Poller};
+pub use vf_to_guest::{MAX_PAIRS, VfToGuest};

@@ -1,0 +1,420 @@
+//! A poll core: a pinned thread that gives its lanes turns, and sleeps when there is nothing to do.
+
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::Sender;
+use rustix::event::{EventfdFlags, epoll, eventfd};
+use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
+
+use super::doorbell::NotifyMark;
+use super::lane::{Lane, LaneId, Trigger, Turn};
+use super::mailbox::{Bell, Mailbox};
+use crate::error::{Error, Result};
+use crate::guest::Interrupt;
+
+/// Turns without a packet after which a lane is no longer visited in every round.
+const IDLE_TURNS: u32 = 64;
+
+/// How often an idle lane is visited at least.
+const IDLE_VISIT: Duration = Duration::from_micros(20);
+
+/// How long a core without a packet goes on polling before it sleeps: longer than the gaps in a
+/// request-response exchange, short enough to cost nothing when idle.
+const SPIN: Duration = Duration::from_micros(200);
+
+/// How long it sleeps at most while a lane can receive something that wakes nobody (a VF without interrupts,
+/// a front end without a kick fd). Mean wake-up latency is half of it.
+const NAP: Duration = Duration::from_micros(250);
+
+/// After so many naps in vain they become longer: 50 ms without a packet is idle, and each nap costs what a
+/// timer interrupt and two system calls cost, 1 to 3 % of a core with short ones.
+const NAPS: u32 = 200;
+const LONG_NAP: Duration = Duration::from_millis(1);
+
+/// A core's orders not yet taken; a port has two lanes and at most one order out for each.
+const MAILBOX: usize = 256;
+
+/// Whether a core may sleep.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum IdlePolicy {
+    /// Sleeps on kicks and interrupts when idle.
+    #[default]
+    Adaptive,
+    /// Never sleeps.
+    Poll,
+}
+
+/// An order to a core.
+enum Order {
+    /// Take this lane.
+    Adopt(Box<dyn Lane>),
+    /// Give that lane back, paused.
+    Recall(LaneId, Sender<Box<dyn Lane>>),
+    /// Go home.
+    Stop,
+}
+
+impl std::fmt::Debug for Order {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Adopt(lane) => write!(f, "Adopt({:?})", lane.id()),
+            Self::Recall(id, _) => write!(f, "Recall({id:?})"),
+            Self::Stop => f.write_str("Stop"),
+        }
+    }
+}
+
+/// An eventfd that ends a core's sleep.
+#[derive(Debug)]
+struct EventBell(OwnedFd);
+
+impl Bell for EventBell {
+    fn ring(&self) {
+        // Full counter: it is rung already.
+        let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
+    }
+}
+
+/// What the control plane may look at while the core works.
+#[derive(Debug, Default)]
+pub struct CoreGauge {
+    /// Time spent in turns that moved packets, in nanoseconds.
+    pub busy_ns: AtomicU64,
+    /// Time slept, in nanoseconds.
+    pub slept_ns: AtomicU64,
+    /// Lanes on the core.
+    pub lanes: AtomicU64,
+    mark: NotifyMark,
+}
+
+impl CoreGauge {
+    /// How long the core has been in the notification it is in.
+    pub fn in_notification(&self) -> Option<Duration> {
+        self.mark.nanoseconds().map(Duration::from_nanos)
+    }
+}
+
+/// The handle of a poll core. Dropping it does not stop the core: [`Poller::stop`] does.
+#[derive(Debug)]
+pub struct Poller {
+    /// CPU number.
+    pub cpu: usize,
+    mailbox: Arc<Mailbox<Order, EventBell>>,
+    gauge: Arc<CoreGauge>,
+    thread: Option<JoinHandle<()>>,
+    interrupt: Interrupt,
+}
+
+impl Poller {
+    /// Starts a thread pinned to `cpu`. Whatever `enter` returns lives on that thread as long as it does
+    /// (its registration with the EAL).
+    pub fn start<G: 'static>(
+        cpu: usize,
+        policy: IdlePolicy,
+        enter: impl FnOnce() -> Result<G> + Send + 'static,
+    ) -> Result<Self> {
+        let bell = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)
+            .map_err(|errno| Error::io(format!("cannot create the eventfd of core {cpu}"))(errno.into()))?;
+        let mailbox = Arc::new(Mailbox::new(MAILBOX, EventBell(bell)));
+        let gauge = Arc::new(CoreGauge::default());
+        let (ready, started) = crossbeam::channel::bounded(1);
+        let (their_mailbox, their_gauge) = (mailbox.clone(), gauge.clone());
+        let thread = std::thread::Builder::new()
+            .name(format!("poll-{cpu}"))
+            .spawn(move || {
+                let pinned = core_affinity::set_for_current(core_affinity::CoreId { id: cpu });
+                let prepared = match pinned {
+                    true => enter().and_then(|guard| Ok((guard, Core::new(policy, their_mailbox, their_gauge)?))),
+                    false => Err(Error::Invalid(format!(
+                        "cannot pin a poll core to CPU {cpu}: it does not exist or is not in our affinity mask; see --cores"
+                    ))),
+                };
+                match prepared {
+                    Ok((_guard, mut core)) => {
+                        let _ = ready.send(Ok(Interrupt::of_this_thread()));
+                        core.run();
+                    }
+                    Err(error) => {
+                        let _ = ready.send(Err(error));
+                    }
+                }
+            })
+            .map_err(Error::io(format!("cannot start the thread of core {cpu}")))?;
+        let interrupt = started.recv().expect("a poll thread reports before it ends")?;
+        Ok(Self { cpu, mailbox, gauge, thread: Some(thread), interrupt })
+    }
+
+    /// Hands a lane to the core.
+    pub fn adopt(&self, lane: Box<dyn Lane>) {
+        self.send(Order::Adopt(lane));
+    }
+
+    /// Asks for a lane back. It comes through `reply`; if the core does not have it, `reply` is dropped.
+    pub fn recall(&self, lane: LaneId, reply: Sender<Box<dyn Lane>>) {
+        self.send(Order::Recall(lane, reply));
+    }
+
+    /// What the core does.
+    pub fn gauge(&self) -> &CoreGauge {
+        &self.gauge
+    }
+
+    /// Ends a notification that has taken longer than `limit`; to be called every few milliseconds.
+    pub fn watch(&self, limit: Duration) {
+        if self.gauge.in_notification().is_some_and(|time| time > limit) {
+            self.interrupt.fire();
+        }
+    }
+
+    /// Stops the core; lanes it still has are dropped. Blocks until the thread has ended.
+    pub fn stop(&mut self) {
+        if let Some(thread) = self.thread.take() {
+            self.send(Order::Stop);
+            let _ = thread.join();
+        }
+    }
+
+    fn send(&self, mut order: Order) {
+        // More orders than ports exist are only out if a core does not get to run: let it.
+        while let Err(back) = self.mailbox.send(order) {
+            order = back;
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+/// A lane on the core.
+struct Seat {
+    lane: Box<dyn Lane>,
+    /// One of its fds cannot be waited on.
+    unwatched: bool,
+    idle_turns: u32,
+    last_visit: Instant,
+}
+
+/// What the poll thread owns.
+struct Core {
+    policy: IdlePolicy,
+    mailbox: Arc<Mailbox<Order, EventBell>>,
+    gauge: Arc<CoreGauge>,
+    seats: Vec<Seat>,
+    sleeper: Sleeper,
+    stopping: bool,
+}
+
+impl Core {
+    fn new(policy: IdlePolicy, mailbox: Arc<Mailbox<Order, EventBell>>, gauge: Arc<CoreGauge>) -> Result<Self> {
+        let sleeper = Sleeper::new(&mailbox.bell().0).map_err(Error::io("cannot prepare a poll core's sleep"))?;
+        let seats = Vec::with_capacity(MAILBOX);
+        Ok(Self { policy, mailbox, gauge, seats, sleeper, stopping: false })
+    }
+
+    fn run(&mut self) {
+        let mut last_work = Instant::now();
+        let gauge = self.gauge.clone();
+        while !self.stopping {
+            let now = Instant::now();
+            let turn = Turn { now, mark: &gauge.mark };
+            if self.mailbox.has_orders() {
+                self.obey(&turn);
+                last_work = now;
+            }
+            if self.round(&turn) > 0 {
+                last_work = now;
+                gauge.busy_ns.store(gauge.busy_ns.load(Relaxed) + now.elapsed().as_nanos() as u64, Relaxed);
+            } else if now.duration_since(last_work) > SPIN {
+                match self.policy {
+                    IdlePolicy::Adaptive => last_work = self.sleep(&turn),
+                    IdlePolicy::Poll => std::hint::spin_loop(),
+                }
+            }
+        }
+    }
+
+    /// One turn for every lane that is due. Returns the packets moved.
+    fn round(&mut self, turn: &Turn<'_>) -> usize {
+        let mut moved = 0;
+        for seat in &mut self.seats {
+            if seat.idle_turns >= IDLE_TURNS && turn.now.duration_since(seat.last_visit) < IDLE_VISIT {
+                continue;
+            }
+            seat.last_visit = turn.now;
+            match seat.lane.turn(turn) {
+                0 => seat.idle_turns = seat.idle_turns.saturating_add(1),
+                n => {
+                    seat.idle_turns = 0;
+                    moved += n;
+                }
+            }
+        }
+        moved
+    }
+
+    fn obey(&mut self, turn: &Turn<'_>) {
+        while let Some(order) = self.mailbox.take() {
+            match order {
+                Order::Adopt(mut lane) => {
+                    lane.settle(turn);
+                    let unwatched = !self.sleeper.add(&*lane);
+                    self.seats.push(Seat { lane, unwatched, idle_turns: 0, last_visit: turn.now });
+                }
+                Order::Recall(id, reply) => {
+                    if let Some(at) = self.seats.iter().position(|seat| seat.lane.id() == id) {
+                        let seat = self.seats.swap_remove(at);
+                        self.sleeper.remove(&*seat.lane);
+                        let _ = reply.send(seat.lane);
+                    }
+                }
+                Order::Stop => self.stopping = true,
+            }
+        }
+        self.gauge.lanes.store(self.seats.len() as u64, Relaxed);
+    }
+
+    /// Sleeps until something wakes us, unless there is work after all. Returns the time to count idleness from.
+    fn sleep(&mut self, turn: &Turn<'_>) -> Instant {
+        // First ask to be woken, then look once more: whoever comes in between does one or the other.
+        let mut work = false;
+        let mut naps = false;
+        for seat in &mut self.seats {
+            work |= seat.lane.doze();
+            naps |= seat.unwatched || seat.lane.needs_naps();
+            seat.idle_turns = 0;
+        }
+        work |= self.round(turn) > 0;
+        let mut idle_since = Instant::now();
+        if !work && self.mailbox.doze() {
+            let mut taken = 0u32;
+            loop {
+                let interval = if taken < NAPS { NAP } else { LONG_NAP };
+                taken = taken.saturating_add(1);
+                self.sleeper.nap_every(naps.then_some(interval));
+                let Awakening { called, broken } = self.sleeper.sleep();
+                let now = Instant::now();
+                let slept = now.duration_since(idle_since).as_nanos() as u64;
+                self.gauge.slept_ns.store(self.gauge.slept_ns.load(Relaxed) + slept, Relaxed);
+                idle_since = now;
+                if let Some(fd) = broken {
+                    for seat in &mut self.seats {
+                        seat.unwatched |= self.sleeper.forsake(&*seat.lane, fd);
+                    }
+                }
+                // A nap is a long poll interval: after a look in vain it goes on, with all still armed. Not if a
+                // lane's fd ended it: an interrupt without a frame stays readable until the lane wakes.
+                if !naps || called || self.mailbox.has_orders() || self.round(&Turn { now, ..*turn }) > 0 {
+                    break;
+                }
+            }
+            self.sleeper.nap_every(None);
+            self.mailbox.wake();
+        }
+        for seat in &mut self.seats {
+            seat.lane.wake();
+        }
+        idle_since
+    }
+}
+
+/// What a core sleeps on: its bell, the kicks and interrupts of its lanes, and a timer for naps.
+///
+/// Eventfds are edge-triggered: each signal ends one sleep, and none has to be read for it. A kick must not be
+/// read at all: the front end can make it blocking again, and a read of one that nobody signals never ends.
+/// A VF's fd is level-triggered: net_tap shows a frame only after a signal that may come later than the fd's
+/// edge, so that one look after the edge can miss it.
+struct Sleeper {
+    epoll: OwnedFd,
+    timer: OwnedFd,
+    interval: Option<Duration>,
+}
+
+/// What the event of our bell or timer says; that of a lane's fd says its number.
+const OURS: u64 = u64::MAX;
+
+/// How a sleep ended.
+#[derive(Default)]
+struct Awakening {
+    /// An fd of a lane ended it.
+    called: bool,
+    /// It is broken (the interface behind it was deleted, a kick overflowed): it would end every sleep.
+    broken: Option<RawFd>,
+}
+
+const EDGE: epoll::EventFlags = epoll::EventFlags::IN.union(epoll::EventFlags::ET);
+
+impl Sleeper {
+    fn new(bell: &OwnedFd) -> std::io::Result<Self> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
+        let timer = rustix::time::timerfd_create(TimerfdClockId::Monotonic, flags)?;
+        for fd in [bell, &timer] {
+            epoll::add(&epoll, fd, epoll::EventData::new_u64(OURS), EDGE)?;
+        }
+        Ok(Self { epoll, timer, interval: None })
+    }
+
+    /// Whether everything that wakes the lane can be waited on. If not (no more epoll watches), the core
+    /// naps while it has this lane: that costs latency, not frames.
+    fn add(&self, lane: &dyn Lane) -> bool {
+        let mut all = true;
+        lane.wake_fds(&mut |fd, trigger| {
+            let flags = match trigger {
+                Trigger::Edge => EDGE,
+                Trigger::Level => epoll::EventFlags::IN,
+            };
+            all &= epoll::add(&self.epoll, fd, epoll::EventData::new_u64(fd.as_raw_fd() as u64), flags).is_ok();
+        });
+        all
+    }
+
+    fn remove(&self, lane: &dyn Lane) {
+        lane.wake_fds(&mut |fd, _| {
+            let _ = epoll::delete(&self.epoll, fd);
+        });
+    }
+
+    /// Ends sleeps that often, or no more. A timerfd, since epoll's own limit is in milliseconds.
+    fn nap_every(&mut self, interval: Option<Duration>) {
+        if std::mem::replace(&mut self.interval, interval) != interval {
+            let nanoseconds = interval.unwrap_or_default().subsec_nanos();
+            let time = Timespec { tv_sec: 0, tv_nsec: nanoseconds.into() };
+            let timer = Itimerspec { it_interval: time, it_value: time };
+            let _ = rustix::time::timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &timer);
+        }
+    }
+
+    /// Waits no longer on an fd of the lane. Whether it has it.
+    fn forsake(&self, lane: &dyn Lane, broken: RawFd) -> bool {
+        let mut found = false;
+        lane.wake_fds(&mut |fd, _| {
+            if fd.as_raw_fd() == broken {
+                found = true;
+                let _ = epoll::delete(&self.epoll, fd);
+            }
+        });
+        found
+    }
+
+    /// Sleeps until something happens.
+    fn sleep(&self) -> Awakening {
+        let mut events = [const { std::mem::MaybeUninit::<epoll::Event>::uninit() }; 8];
+        let mut awakening = Awakening::default();
+        // Interrupted, by the watchdog: its notification has ended meanwhile.
+        if let Ok((events, _)) = epoll::wait(&self.epoll, &mut events, None) {
+            for event in events.iter().filter(|event| event.data.u64() != OURS) {
+                awakening.called = true;
+                if { event.flags }.intersects(epoll::EventFlags::ERR | epoll::EventFlags::HUP) {
+                    awakening.broken = Some(event.data.u64() as RawFd);
+                }
+            }
+        }
+        if self.interval.is_some() {
+            // A periodic timerfd starts its next period only when the last one was read.
+            let _ = rustix::io::read(&self.timer, &mut [0; 8]);
+        }
+        awakening
+    }
+}

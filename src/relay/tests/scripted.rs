@@ -1,0 +1,148 @@
+//! VF queues that do what a test tells them.
+
+use std::collections::VecDeque;
+use std::os::fd::BorrowedFd;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use arrayvec::ArrayVec;
+
+use crate::ring::{BURST, Gather};
+use crate::vf::{RxPacket, RxQueue, TxOffload, TxPacket, TxQueue};
+
+/// What a transmit queue does, and what it did.
+#[derive(Debug)]
+pub struct Script {
+    /// Frames that each next `send` takes; then it takes all.
+    pub takes: VecDeque<usize>,
+    /// Of the next `send`: places of frames that tx_prepare refuses.
+    pub refuses: u32,
+    /// Buffers in the pool.
+    pub pool: usize,
+    /// What went out.
+    pub sent: Vec<Vec<u8>>,
+}
+
+/// A transmit queue.
+#[derive(Clone, Debug)]
+pub struct ScriptedTx(Arc<Mutex<Script>>);
+
+impl ScriptedTx {
+    pub fn new() -> Self {
+        let script = Script { takes: VecDeque::new(), refuses: 0, pool: 1000, sent: Vec::new() };
+        Self(Arc::new(Mutex::new(script)))
+    }
+
+    pub fn script(&self) -> MutexGuard<'_, Script> {
+        self.0.lock().unwrap()
+    }
+}
+
+/// A frame, in a buffer of its queue's pool.
+#[derive(Debug)]
+pub struct Packet {
+    bytes: Vec<u8>,
+    home: Option<ScriptedTx>,
+}
+
+impl Drop for Packet {
+    fn drop(&mut self) {
+        if let Some(home) = &self.home {
+            home.script().pool += 1;
+        }
+    }
+}
+
+impl TxPacket for Packet {
+    fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    fn head(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    fn head_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes
+    }
+
+    fn set_offload(&mut self, offload: &TxOffload) {
+        panic!("no offload was negotiated: {offload:?}");
+    }
+}
+
+impl TxQueue for ScriptedTx {
+    type Packet = Packet;
+
+    fn copy(&mut self, source: &mut impl Gather) -> Option<Packet> {
+        let mut script = self.script();
+        script.pool = script.pool.checked_sub(1)?;
+        drop(script);
+        let mut bytes = vec![0; source.remaining()];
+        source.copy_next(&mut bytes);
+        Some(Packet { bytes, home: Some(self.clone()) })
+    }
+
+    fn send(&mut self, burst: &mut ArrayVec<Packet, BURST>, refused: &mut u32) -> usize {
+        let n = self.script().takes.pop_front().unwrap_or(BURST).min(burst.len());
+        let mask = if n == 0 { 0 } else { std::mem::take(&mut self.script().refuses) };
+        for (place, packet) in burst.drain(..n).enumerate() {
+            if mask >> place & 1 == 0 {
+                self.script().sent.push(packet.bytes.clone());
+            } else {
+                *refused |= 1 << place;
+            }
+        }
+        n
+    }
+}
+
+/// A receive queue, and what the test puts into it.
+#[derive(Clone, Debug, Default)]
+pub struct ScriptedRx(Arc<Mutex<VecDeque<Vec<u8>>>>);
+
+impl ScriptedRx {
+    pub fn arrive(&self, frame: Vec<u8>) {
+        self.0.lock().unwrap().push_back(frame);
+    }
+
+    pub fn waiting(&self) -> usize {
+        self.0.lock().unwrap().len()
+    }
+}
+
+impl RxPacket for Packet {
+    fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    fn head(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    fn gather(&self) -> impl Gather + '_ {
+        &self.bytes[..]
+    }
+
+    fn checksum_good(&self) -> bool {
+        false
+    }
+}
+
+impl RxQueue for ScriptedRx {
+    type Packet = Packet;
+
+    fn receive(&mut self, burst: &mut ArrayVec<Packet, BURST>) -> usize {
+        let mut frames = self.0.lock().unwrap();
+        let n = frames.len().min(burst.remaining_capacity());
+        burst.extend(frames.drain(..n).map(|bytes| Packet { bytes, home: None }));
+        n
+    }
+
+    fn interrupt_fd(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    fn arm(&mut self) {}
+
+    fn disarm(&mut self) {}
+}

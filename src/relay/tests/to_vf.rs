@@ -1,0 +1,255 @@
+//! guest→VF: what the guest sent is what the VF took, plus the named drops, plus what is in flight.
+
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use proptest::prelude::*;
+
+use super::scripted::ScriptedTx;
+use super::*;
+use crate::ring::testing::{HEADER, number, numbered};
+
+const PAIRS: usize = 2;
+/// Shared by both pairs.
+const SIZE: u16 = 128;
+
+struct Rig {
+    guest: Guest,
+    vf: ScriptedTx,
+    lane: GuestToVf<ScriptedTx>,
+    ready: Arc<AtomicBool>,
+    counters: Arc<LaneCounters>,
+    clock: Clock,
+    /// Offered so far, by pair: frames that can be sent.
+    numbers: [u64; PAIRS],
+    offered: u64,
+    used: u64,
+}
+
+impl Rig {
+    fn new() -> Self {
+        let guest = Guest::new(PAIRS, SIZE);
+        let (vf, ready) = (ScriptedTx::new(), Arc::new(AtomicBool::new(true)));
+        let counters = Arc::new(LaneCounters::default());
+        let mut lane = GuestToVf::new(LaneId(1), PAIRS, vec![vf.clone()], ready.clone(), counters.clone());
+        for pair in 0..PAIRS {
+            lane.insert_ring(pair, guest.tx_plan(pair)).unwrap();
+        }
+        Self { guest, vf, lane, ready, counters, clock: Clock::new(), numbers: [0; PAIRS], offered: 0, used: 0 }
+    }
+
+    /// Offers `n` frames, as far as there is room; of the kind that `what` says.
+    fn offer(&mut self, pair: usize, n: usize, what: What) {
+        let tx = &mut self.guest.tx[pair];
+        for _ in 0..n.min(tx.room()) {
+            match what {
+                What::Good => {
+                    let len = 60 + (self.numbers[pair] % 1000) as usize;
+                    tx.send(&[0; HEADER], &numbered(pair as u8, self.numbers[pair], len));
+                    self.numbers[pair] += 1;
+                }
+                What::Rubbish => tx.send_rubbish(),
+                What::Long => tx.send(&[0; HEADER], &[7; MAX_FRAME + 1]),
+            }
+            self.offered += 1;
+        }
+        tx.ring.publish();
+    }
+
+    fn turn(&mut self) {
+        self.lane.turn(&self.clock.turn());
+        self.check();
+    }
+
+    /// The rule, and that the VF has the frames in order, each once, and their bytes are counted.
+    fn check(&mut self) {
+        self.used += self.guest.tx.iter_mut().map(|tx| tx.reclaim() as u64).sum::<u64>();
+        let counted = self.counters.snapshot();
+        assert_eq!(self.used, counted.packets + counted.dropped.total(), "{counted:?}");
+        let script = self.vf.script();
+        assert_eq!(counted.packets, script.sent.len() as u64);
+        assert_eq!(counted.bytes, script.sent.iter().map(|frame| frame.len() as u64).sum::<u64>());
+        let mut last = [None; PAIRS];
+        for frame in &script.sent {
+            let (pair, number) = number(frame);
+            let last = &mut last[usize::from(pair)];
+            assert!(last.is_none_or(|last| last < number), "{number} behind {last:?}");
+            *last = Some(number);
+        }
+    }
+
+    fn rebuild(&mut self, pair: usize, enabled: bool) {
+        let used = self.guest.tx[pair].ring.used_idx();
+        assert_eq!(self.lane.remove_ring(pair), Some(used));
+        self.lane.insert_ring(pair, RingPlan { enabled, ..self.guest.tx_plan(pair) }).unwrap();
+    }
+
+    fn dropped(&self) -> Dropped {
+        self.counters.snapshot().dropped
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum What {
+    Good,
+    Rubbish,
+    Long,
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Offer(usize, usize, What),
+    /// What the next sends take and refuse, then a turn.
+    Turn(Vec<usize>, u32),
+    Pass(u64),
+    Pool(usize),
+    Ready(bool),
+    Rebuild(usize, bool),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let what = prop_oneof![6 => Just(What::Good), 1 => Just(What::Rubbish), 1 => Just(What::Long)];
+    prop_oneof![
+        6 => (0..PAIRS, 1..50_usize, what).prop_map(|(pair, n, what)| Step::Offer(pair, n, what)),
+        6 => (prop::collection::vec(0..40_usize, 0..8), prop_oneof![3 => Just(0), 1 => any::<u32>()])
+            .prop_map(|(takes, refuses)| Step::Turn(takes, refuses)),
+        2 => (0..12_000_u64).prop_map(Step::Pass),
+        1 => (0..100_usize).prop_map(Step::Pool),
+        1 => any::<bool>().prop_map(Step::Ready),
+        1 => (0..PAIRS, any::<bool>()).prop_map(|(pair, enabled)| Step::Rebuild(pair, enabled)),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_the_vf_takes_nothing_is_lost_that_no_counter_names(steps in prop::collection::vec(step(), 1..60)) {
+        let mut rig = Rig::new();
+        for step in steps {
+            match step {
+                Step::Offer(pair, n, what) => rig.offer(pair, n, what),
+                Step::Turn(takes, refuses) => {
+                    rig.vf.script().takes = takes.into();
+                    rig.vf.script().refuses = refuses;
+                    rig.turn();
+                }
+                Step::Pass(micros) => rig.clock.pass(micros),
+                Step::Pool(n) => rig.vf.script().pool = n,
+                Step::Ready(ready) => rig.ready.store(ready, Relaxed),
+                Step::Rebuild(pair, enabled) => rig.rebuild(pair, enabled),
+            }
+            rig.check();
+        }
+        // In the end everything goes out, or is dropped by name.
+        rig.vf.script().takes.clear();
+        rig.vf.script().pool = 1000;
+        for _ in 0..20 {
+            rig.turn();
+        }
+        prop_assert_eq!(rig.used, rig.offered);
+    }
+}
+
+#[test]
+fn a_vf_that_takes_nothing_is_waited_for_ten_milliseconds() {
+    let mut rig = Rig::new();
+    rig.offer(0, 40, What::Good);
+    rig.vf.script().takes = vec![10].into();
+    rig.vf.script().takes.extend([0; 100]);
+    rig.turn();
+    assert_eq!(rig.used, 10);
+    // The time counts from the first turn in which nothing moved at all.
+    rig.turn();
+    rig.clock.pass(9_999);
+    rig.turn();
+    assert_eq!((rig.used, rig.dropped().vf_full), (10, 0));
+    // One frame that gets through begins it anew.
+    rig.vf.script().takes.push_front(1);
+    rig.turn();
+    rig.turn();
+    rig.clock.pass(9_999);
+    rig.turn();
+    assert_eq!((rig.used, rig.dropped().vf_full), (11, 0));
+    rig.clock.pass(1);
+    rig.turn();
+    // The burst is dropped; the 8 behind it begin to wait.
+    assert_eq!((rig.used, rig.dropped().vf_full), (32, 21));
+    rig.vf.script().takes.clear();
+    rig.turn();
+    assert_eq!((rig.used, rig.counters.snapshot().packets), (40, 19));
+}
+
+#[test]
+fn a_dry_pool_is_a_full_vf() {
+    let mut rig = Rig::new();
+    rig.vf.script().pool = 0;
+    rig.offer(0, 5, What::Good);
+    rig.turn();
+    rig.clock.pass(10_000);
+    rig.turn();
+    assert_eq!(rig.dropped(), Dropped { vf_full: 5, ..Dropped::default() });
+}
+
+#[test]
+fn each_reason_not_to_send_has_its_name() {
+    let mut rig = Rig::new();
+    rig.offer(0, 3, What::Good);
+    rig.ready.store(false, Relaxed);
+    rig.turn();
+    rig.ready.store(true, Relaxed);
+    rig.rebuild(0, false);
+    rig.offer(0, 4, What::Good);
+    rig.turn();
+    rig.rebuild(0, true);
+    rig.offer(0, 5, What::Rubbish);
+    rig.offer(0, 6, What::Long);
+    rig.offer(0, 7, What::Good);
+    rig.vf.script().refuses = 0b11;
+    rig.turn();
+    let dropped = Dropped { not_ready: 3, disabled: 4, malformed: 5 + 2, oversize: 6, ..Dropped::default() };
+    assert_eq!(rig.dropped(), dropped);
+    assert_eq!(rig.counters.snapshot().packets, 5);
+}
+
+/// What was dropped behind a frame that waits is counted when it is completed, not when it is looked at.
+#[test]
+fn a_rebuilt_ring_counts_its_malformed_chains_once() {
+    let mut rig = Rig::new();
+    rig.offer(0, 1, What::Good);
+    rig.offer(0, 9, What::Rubbish);
+    rig.vf.script().takes = vec![0].into();
+    rig.turn();
+    rig.rebuild(0, true);
+    rig.turn();
+    assert_eq!((rig.used, rig.dropped().malformed, rig.counters.snapshot().packets), (10, 9, 1));
+}
+
+#[test]
+fn a_ring_that_jumps_keeps_its_position_and_the_other_goes_on() {
+    let mut rig = Rig::new();
+    rig.offer(0, 7, What::Good);
+    rig.turn();
+    rig.guest.tx[0].ring.avail += SIZE + 1;
+    rig.guest.tx[0].ring.publish();
+    rig.offer(1, 8, What::Good);
+    rig.turn();
+    assert_eq!(rig.lane.fault(0), Some(crate::ring::RingFault::AvailIndex));
+    assert_eq!(rig.counters.quarantined(), 1);
+    rig.offer(1, 8, What::Good);
+    rig.turn();
+    assert_eq!((rig.used, rig.lane.fault(1)), (23, None));
+    assert_eq!(rig.lane.remove_ring(0), Some(7));
+    assert_eq!(rig.lane.fault(0), None);
+}
+
+/// One VF queue, two rings: one that is always full leaves the other its turn.
+#[test]
+fn rings_share_a_turn() {
+    let mut rig = Rig::new();
+    for _ in 0..50 {
+        rig.offer(0, 1000, What::Good);
+        rig.offer(1, 1, What::Good);
+        rig.turn();
+    }
+    assert_eq!(rig.vf.script().sent.iter().filter(|frame| number(frame).0 == 1).count(), 50);
+}

@@ -1,0 +1,338 @@
+//! The lane from a VF's receive queues to a guest's RX rings: its parts, and its life at home.
+//! The way of a packet through it is in [`super::lane`].
+
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arrayvec::ArrayVec;
+
+use super::counters::{Cause, LaneCounters};
+use super::doorbell::Doorbell;
+use super::headers;
+use super::lane::{Lane, LaneId, RingPlan, TURN_BUDGET, Trigger, Turn};
+use crate::error::Result;
+use crate::ring::{BURST, NetHeader, PushError, RingFault, RxRing};
+use crate::vf::{RxPacket, RxQueue};
+
+/// Most queue pairs of a port.
+pub const MAX_PAIRS: usize = 32;
+
+/// How long frames wait for a guest that has no ring in the lane. Beyond that it is another guest, or the
+/// same after a reboot.
+const STALE: Duration = Duration::from_secs(1);
+
+/// VF→guest.
+pub struct VfToGuest<Q: RxQueue> {
+    id: LaneId,
+    pub(super) sources: Vec<Source<Q>>,
+    /// One per queue pair.
+    pub(super) seats: Vec<Option<RxSeat>>,
+    /// Why a ring was taken off.
+    faults: Vec<Option<(RingFault, RxRing)>>,
+    pub(super) steering: Steering,
+    pub(super) tally: Tally,
+    /// Rings with frames that are not published yet, as bits.
+    touched: u32,
+    /// Rings for which the queue at work holds frames, as bits: newer ones go behind them.
+    pub(super) waiting: u32,
+    armed: bool,
+    /// Since when no ring is in the lane; `None` before the first, and while there is one.
+    deserted: Option<Instant>,
+}
+
+/// A VF queue, and what was received from it and could not be placed yet.
+pub(super) struct Source<Q: RxQueue> {
+    pub(super) queue: Q,
+    /// In order of arrival, each with its time.
+    pub(super) held: ArrayVec<(Instant, Q::Packet), BURST>,
+    /// The queue feeds exactly one ring: then the VF's own queue may wait behind what is held.
+    feeds_one: bool,
+}
+
+impl<Q: RxQueue> Source<Q> {
+    /// Whether nothing more is received for now.
+    pub(super) fn is_blocked(&self) -> bool {
+        !self.held.is_empty() && self.feeds_one
+    }
+}
+
+/// A ring in the lane.
+#[derive(Debug)]
+pub(super) struct RxSeat {
+    ring: RxRing,
+    doorbell: Doorbell,
+    enabled: bool,
+    guest_checksum: bool,
+    /// It stayed empty for the whole grace; not waited for until it has room again.
+    pub(super) dry: bool,
+}
+
+impl RxSeat {
+    pub(super) fn push(&mut self, packet: &impl RxPacket) -> Result<(), PushError> {
+        let header = NetHeader { data_valid: self.guest_checksum && packet.checksum_good(), ..NetHeader::default() };
+        self.ring.push(&header, &mut packet.gather())?;
+        self.dry = false;
+        Ok(())
+    }
+}
+
+/// Which ring a frame goes to. Set when the lane is at home.
+#[derive(Debug, Default)]
+pub(super) struct Steering {
+    /// Rings that are running and enabled.
+    open: ArrayVec<u8, MAX_PAIRS>,
+    /// For each VF queue the ring of the same number, if that one is open and there are queues for all.
+    direct: ArrayVec<Option<u8>, MAX_PAIRS>,
+    /// Why there is none, if there is none.
+    closed: Option<Cause>,
+}
+
+impl Steering {
+    /// One VF queue per ring where that is possible; else a hash keeps each flow on one open ring.
+    pub(super) fn ring_for(&self, queue: usize, head: &[u8]) -> Result<usize, Cause> {
+        if let Some(pair) = self.direct[queue] {
+            return Ok(usize::from(pair));
+        }
+        match self.open.as_slice() {
+            [] => Err(self.closed.unwrap_or(Cause::NotReady)),
+            [only] => Ok(usize::from(*only)),
+            open => Ok(usize::from(open[headers::flow_hash(head) as usize % open.len()])),
+        }
+    }
+}
+
+/// Counts of one pass, added to the shared counters once.
+#[derive(Debug)]
+pub(super) struct Tally {
+    packets: u64,
+    bytes: u64,
+    counters: Arc<LaneCounters>,
+}
+
+impl Tally {
+    pub(super) fn add(&mut self, bytes: usize) {
+        self.packets += 1;
+        self.bytes += bytes as u64;
+    }
+
+    pub(super) fn drop(&mut self, cause: Cause, n: u64) {
+        self.counters.dropped(cause, n);
+    }
+
+    fn settle(&mut self) {
+        if self.packets > 0 {
+            self.counters.delivered(self.packets, self.bytes);
+            (self.packets, self.bytes) = (0, 0);
+        }
+    }
+}
+
+impl<Q: RxQueue> VfToGuest<Q> {
+    /// Copies a frame into a ring and remembers to publish it.
+    pub(super) fn push(&mut self, pair: usize, packet: &Q::Packet) -> Result<(), PushError> {
+        let Some(seat) = self.seats[pair].as_mut() else {
+            return Err(PushError::Empty);
+        };
+        self.touched |= 1 << pair;
+        seat.push(packet)
+    }
+
+    /// Whether the ring is not waited for, because it stayed empty for the grace, now or earlier.
+    pub(super) fn is_dry(&mut self, pair: usize, expired: bool) -> bool {
+        self.seats[pair].as_mut().is_none_or(|seat| {
+            seat.dry |= expired;
+            seat.dry
+        })
+    }
+
+    /// A lane of `pairs` queue pairs (at most [`MAX_PAIRS`]) without rings.
+    pub fn new(id: LaneId, pairs: usize, queues: Vec<Q>, counters: Arc<LaneCounters>) -> Self {
+        assert!(pairs <= MAX_PAIRS && queues.len() <= MAX_PAIRS, "more than {MAX_PAIRS} queue pairs");
+        let source = |queue| Source { queue, held: ArrayVec::new(), feeds_one: false };
+        let mut lane = Self {
+            id,
+            sources: queues.into_iter().map(source).collect(),
+            seats: (0..pairs).map(|_| None).collect(),
+            faults: (0..pairs).map(|_| None).collect(),
+            steering: Steering::default(),
+            tally: Tally { packets: 0, bytes: 0, counters },
+            touched: 0,
+            waiting: 0,
+            armed: false,
+            deserted: None,
+        };
+        lane.steer();
+        lane
+    }
+
+    /// Drops what was received while no guest was there to take it, counted as `not_ready`.
+    /// At most `limit` frames of a VF queue.
+    fn flush(&mut self, limit: usize) {
+        self.discard();
+        for source in &mut self.sources {
+            let mut flushed = 0;
+            let mut burst = ArrayVec::new();
+            while flushed < limit && source.queue.receive(&mut burst) > 0 {
+                flushed += burst.len();
+                self.tally.drop(Cause::NotReady, burst.len() as u64);
+                burst.clear();
+            }
+        }
+    }
+
+    /// No ring is in the lane, not even a quarantined one.
+    fn is_empty(&self) -> bool {
+        self.seats.iter().all(Option::is_none) && self.faults.iter().all(Option::is_none)
+    }
+
+    /// Works out the steering anew; the set of open rings has changed.
+    fn steer(&mut self) {
+        let open = |seat: &Option<RxSeat>| seat.as_ref().is_some_and(|seat| seat.enabled);
+        let steering = &mut self.steering;
+        steering.open = (0u8..).zip(&self.seats).filter(|(_, seat)| open(seat)).map(|(pair, _)| pair).collect();
+        let running = self.seats.iter().flatten().next().is_some();
+        steering.closed = steering.open.is_empty().then_some(if running { Cause::Disabled } else { Cause::NotReady });
+        let queue_for_each = steering.open.iter().all(|&pair| usize::from(pair) < self.sources.len());
+        steering.direct = (0..self.sources.len())
+            .map(|queue| (queue_for_each && self.seats.get(queue).is_some_and(open)).then_some(queue as u8))
+            .collect();
+        for (source, direct) in self.sources.iter_mut().zip(&steering.direct) {
+            source.feeds_one = direct.is_some() || steering.open.len() == 1;
+        }
+    }
+
+    /// Takes a ring that lies off the core's list; its position is asked for later. What was counted as
+    /// delivered is shown to the guest first; it is not signalled.
+    pub(super) fn quarantine(&mut self, pair: usize, fault: RingFault) {
+        if let Some(mut seat) = self.seats[pair].take() {
+            seat.ring.publish();
+            self.tally.counters.quarantine();
+            self.faults[pair] = Some((fault, seat.ring));
+            self.steer();
+        }
+    }
+
+    /// Shows what was pushed to the guest, once a ring.
+    pub(super) fn publish(&mut self, turn: &Turn<'_>) {
+        self.tally.settle();
+        while self.touched != 0 {
+            let pair = self.touched.trailing_zeros() as usize;
+            self.touched &= self.touched - 1;
+            let Some(seat) = &mut self.seats[pair] else {
+                continue;
+            };
+            if !seat.ring.is_staged() {
+                continue;
+            }
+            if !seat.ring.publish() {
+                self.tally.counters.kicked(false);
+                continue;
+            }
+            match seat.doorbell.call(turn.now, turn.mark) {
+                Ok(sent) => self.tally.counters.kicked(sent),
+                Err(_) => self.quarantine(pair, RingFault::CallBlocks),
+            }
+        }
+    }
+}
+
+impl<Q: RxQueue> Lane for VfToGuest<Q> {
+    fn id(&self) -> LaneId {
+        self.id
+    }
+
+    fn turn(&mut self, turn: &Turn<'_>) -> usize {
+        let mut moved = 0;
+        loop {
+            let before = moved;
+            for queue in 0..self.sources.len() {
+                moved += self.relay(queue, turn);
+            }
+            if moved == before || moved >= TURN_BUDGET {
+                return moved;
+            }
+        }
+    }
+
+    fn settle(&mut self, turn: &Turn<'_>) {
+        for pair in 0..self.seats.len() {
+            let Some(seat) = &mut self.seats[pair] else {
+                continue;
+            };
+            seat.ring.disable_kicks();
+            if seat.doorbell.call(turn.now, turn.mark).is_err() {
+                self.quarantine(pair, RingFault::CallBlocks);
+            }
+        }
+    }
+
+    fn doze(&mut self) -> bool {
+        if self.sources.iter().any(|source| !source.held.is_empty()) {
+            return true;
+        }
+        self.armed = true;
+        self.sources.iter_mut().for_each(|source| source.queue.arm());
+        false
+    }
+
+    fn wake(&mut self) {
+        if std::mem::take(&mut self.armed) {
+            self.sources.iter_mut().for_each(|source| source.queue.disarm());
+        }
+    }
+
+    fn wake_fds(&self, visit: &mut dyn FnMut(BorrowedFd<'_>, Trigger)) {
+        self.sources.iter().filter_map(|source| source.queue.interrupt_fd()).for_each(|fd| visit(fd, Trigger::Level));
+    }
+
+    fn needs_naps(&self) -> bool {
+        self.sources.iter().any(|source| source.queue.interrupt_fd().is_none() && !source.queue.is_silent())
+    }
+
+    fn insert_ring(&mut self, pair: usize, plan: RingPlan) -> Result<()> {
+        let ring = RxRing::new(plan.memory, &plan.config)?;
+        // A ring that is rebuilt, or a front end that reconnects at once, misses nothing.
+        if self.is_empty() && self.deserted.is_none_or(|since| since.elapsed() > STALE) {
+            self.flush(8 * 1024);
+        }
+        self.deserted = None;
+        self.faults[pair] = None;
+        self.seats[pair] = Some(RxSeat {
+            ring,
+            doorbell: plan.doorbell,
+            enabled: plan.enabled,
+            guest_checksum: plan.guest_checksum,
+            dry: false,
+        });
+        self.steer();
+        Ok(())
+    }
+
+    fn remove_ring(&mut self, pair: usize) -> Option<u16> {
+        let seat = self.seats[pair].take();
+        let fault = self.faults[pair].take();
+        self.steer();
+        if self.is_empty() && (seat.is_some() || fault.is_some()) {
+            self.deserted = Some(Instant::now());
+        }
+        // Nothing of the guest's is in flight: what is held are buffers of ours. They stay held, for the
+        // ring that comes back, or another, or are dropped by its absence.
+        seat.map(|seat| seat.ring.position()).or(fault.map(|(_, ring)| ring.position()))
+    }
+
+    fn fault(&self, pair: usize) -> Option<RingFault> {
+        self.faults[pair].as_ref().map(|(fault, _)| *fault)
+    }
+
+    fn direct_queues(&self) -> Vec<u16> {
+        (0u16..).zip(&self.steering.direct).filter(|(_, direct)| direct.is_some()).map(|(queue, _)| queue).collect()
+    }
+
+    fn discard(&mut self) {
+        for source in &mut self.sources {
+            self.tally.counters.dropped(Cause::NotReady, source.held.len() as u64);
+            source.held.clear();
+        }
+    }
+}

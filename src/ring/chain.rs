@@ -1,0 +1,147 @@
+//! Descriptor chains (virtio 1.3, 2.7.5).
+
+use super::ChainFault;
+use crate::guest::{Gpa, HostRange, View};
+
+/// The most descriptors looked at for one burst, and so the most pieces it has. Linux needs up to 19
+/// for a frame. It bounds the time that a hostile guest can take from others on the core.
+pub(super) const DESCRIPTORS: usize = 1024;
+
+const NEXT: u16 = 1;
+const WRITE: u16 = 2;
+const INDIRECT: u16 = 4;
+
+/// Bytes of a descriptor.
+pub(super) const DESCRIPTOR_LEN: usize = 16;
+
+/// A private copy of a descriptor.
+struct Descriptor {
+    addr: u64,
+    len: u32,
+    flags: u16,
+    next: u16,
+}
+
+/// A descriptor table: the ring's, or an indirect one.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Table {
+    range: HostRange,
+    entries: u32,
+}
+
+impl Table {
+    pub(super) fn new(range: HostRange) -> Self {
+        Self { range, entries: (range.len() / DESCRIPTOR_LEN) as u32 }
+    }
+
+    #[inline]
+    fn read(&self, index: u32) -> Option<Descriptor> {
+        if index >= self.entries {
+            return None;
+        }
+        // SAFETY: inside the table by the check above; tables do not outlive the ring's guest memory.
+        let (addr, rest) = unsafe { self.range.read_u64_pair(index as usize * DESCRIPTOR_LEN) };
+        Some(Descriptor { addr, len: rest as u32, flags: (rest >> 32) as u16, next: (rest >> 48) as u16 })
+    }
+}
+
+/// Why a chain was not read to its end.
+pub(super) enum Stop {
+    /// The chain is malformed.
+    Fault(ChainFault),
+    /// It has more descriptors or pieces than were left to spend.
+    Budget,
+    /// `take` has all it wants.
+    Enough,
+}
+
+impl From<ChainFault> for Stop {
+    fn from(fault: ChainFault) -> Self {
+        Self::Fault(fault)
+    }
+}
+
+/// A chain being read, or several: what they share.
+pub(super) struct Reader<'ring, Take> {
+    /// Translates addresses.
+    pub(super) view: &'ring mut View,
+    /// Indirect tables were negotiated.
+    pub(super) indirect: bool,
+    /// Descriptors that may still be looked at. `DESCRIPTORS` are enough for any chain we accept.
+    pub(super) budget: &'ring mut usize,
+    /// Gets each piece, in order.
+    pub(super) take: Take,
+}
+
+impl<Take: FnMut(HostRange) -> Result<(), Stop>> Reader<'_, Take> {
+    /// Reads the chain that starts at `head` of `table`, each descriptor once, until it ends or `take`
+    /// stops. `WRITABLE`: for the device to write, else to read. `NESTED`: the table is an indirect one.
+    ///
+    /// Empty descriptors are skipped (drivers for Windows post them). A buffer that spans adjacent
+    /// regions is several pieces. An indirect table may follow direct descriptors (2.7.5.3.2), need not
+    /// be aligned, and may be longer than the queue: the spec forbids that to drivers (2.7.5.3.1) but
+    /// Linux does it on short queues, and the budget bounds it.
+    #[inline]
+    pub(super) fn read<const WRITABLE: bool, const NESTED: bool>(
+        &mut self,
+        table: &Table,
+        head: u16,
+    ) -> Result<(), Stop> {
+        let mut index = u32::from(head);
+        // A chain visits an entry at most once.
+        let mut left = table.entries;
+        loop {
+            let Some(descriptor) = table.read(index) else {
+                return Err(ChainFault::Index.into());
+            };
+            if left == 0 {
+                return Err(ChainFault::Loop.into());
+            }
+            left -= 1;
+            if *self.budget == 0 {
+                return Err(Stop::Budget);
+            }
+            *self.budget -= 1;
+
+            if descriptor.flags & INDIRECT != 0 {
+                if NESTED {
+                    return Err(ChainFault::Indirect.into());
+                }
+                let table = self.indirect(&descriptor)?;
+                return self.read::<WRITABLE, true>(&table, 0);
+            }
+            if (descriptor.flags & WRITE != 0) != WRITABLE {
+                return Err(ChainFault::Direction.into());
+            }
+
+            let mut addr = descriptor.addr;
+            let mut len = u64::from(descriptor.len);
+            while len > 0 {
+                let Some(piece) = self.view.translate(Gpa(addr), len) else {
+                    return Err(ChainFault::Address.into());
+                };
+                (self.take)(piece)?;
+                len -= piece.len() as u64;
+                // Wraps only behind the last region, and there nothing is left or found.
+                addr = addr.wrapping_add(piece.len() as u64);
+            }
+            if descriptor.flags & NEXT == 0 {
+                return Ok(());
+            }
+            index = descriptor.next.into();
+        }
+    }
+
+    /// The table that a descriptor refers to.
+    fn indirect(&mut self, descriptor: &Descriptor) -> Result<Table, ChainFault> {
+        let legal = self.indirect
+            && descriptor.flags & NEXT == 0
+            && descriptor.len != 0
+            && (descriptor.len as usize).is_multiple_of(DESCRIPTOR_LEN);
+        if !legal {
+            return Err(ChainFault::Indirect);
+        }
+        let range = self.view.contiguous(Gpa(descriptor.addr), descriptor.len.into());
+        range.map(Table::new).ok_or(ChainFault::Address)
+    }
+}

@@ -1,0 +1,200 @@
+//! The ring a guest receives on.
+
+use std::sync::Arc;
+
+use arrayvec::ArrayVec;
+
+use super::chain::{DESCRIPTORS, Stop};
+use super::split::SplitRing;
+use super::{ChainFault, Gather, NetHeader, RingConfig, RingFault};
+use crate::error::Result;
+use crate::guest::{GuestMemory, GuestSink, GuestStore, HostRange};
+
+/// Why a frame was not placed. The frame is untouched only for `Empty`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PushError {
+    /// The guest has posted too little: try again later. Nothing was consumed.
+    #[error("guest ring empty")]
+    Empty,
+    /// The frame does not fit the guest's buffer; with mergeable buffers, not even all that its ring can
+    /// hold. The buffer stays.
+    #[error("frame larger than the guest's buffer")]
+    Oversize,
+    /// The buffer's chain was malformed; it was consumed with length 0. The same frame may be tried again.
+    #[error("malformed chain: {0}")]
+    Chain(ChainFault),
+    /// The ring itself lies.
+    #[error("ring fault: {0}")]
+    Ring(RingFault),
+}
+
+/// A guest's RX virtqueue: frames are copied in, used elements are staged, then published at once.
+#[derive(Debug)]
+pub struct RxRing {
+    split: SplitRing,
+    header_len: usize,
+    mergeable: bool,
+    /// The chains that the frame being pushed needs.
+    chains: Box<ArrayVec<Target, DESCRIPTORS>>,
+    /// Their pieces, together exactly as long as header and frame.
+    pieces: Box<ArrayVec<HostRange, DESCRIPTORS>>,
+}
+
+/// A chain to write to.
+#[derive(Clone, Copy, Debug)]
+struct Target {
+    head: u16,
+    /// Bytes to be written to it.
+    len: u32,
+}
+
+impl RxRing {
+    /// As [`super::TxRing::new`].
+    ///
+    /// # Errors
+    /// As [`super::TxRing::new`].
+    pub fn new(memory: Arc<GuestMemory>, config: &RingConfig) -> Result<Self> {
+        Ok(Self {
+            split: SplitRing::new(memory, config)?,
+            header_len: config.header_len,
+            mergeable: config.mergeable,
+            chains: Box::new(ArrayVec::new()),
+            pieces: Box::new(ArrayVec::new()),
+        })
+    }
+
+    /// Copies one frame behind its header into the next buffer (several with MRG_RXBUF).
+    /// On an error the source may have been read in part; the caller re-creates it for a retry.
+    ///
+    /// Descriptors behind those that the frame needs are not looked at.
+    ///
+    /// # Errors
+    /// See [`PushError`].
+    pub fn push(&mut self, header: &NetHeader, frame: &mut impl Gather) -> Result<(), PushError> {
+        self.gather(self.header_len + frame.remaining())?;
+
+        // num_buffers is 1 without MRG_RXBUF (5.1.6.4.1); a header of ten bytes ends in front of it.
+        let encoded = header.encode(self.chains.len() as u16);
+        let mut header = &encoded[..self.header_len];
+        for piece in self.pieces.iter() {
+            let write = |sink: &mut GuestSink<'_>| {
+                if header.len() == encoded.len() && sink.put(&encoded) {
+                    header = &[];
+                } else if !header.is_empty() {
+                    let (now, later) = header.split_at(header.len().min(sink.room()));
+                    sink.write(now);
+                    header = later;
+                }
+                if sink.room() > 0 {
+                    frame.store_next(sink);
+                }
+            };
+            // SAFETY: the piece was translated by this ring's view, which keeps the memory.
+            unsafe { GuestStore.fill(*piece, write) };
+        }
+        self.split.judge(false);
+        self.split.advance(self.chains.len() as u16);
+        for chain in self.chains.iter() {
+            self.split.stage(chain.head, chain.len);
+        }
+        Ok(())
+    }
+
+    /// Finds room for `total` bytes, in `chains` and `pieces`; takes nothing out unless a chain is malformed.
+    #[inline]
+    fn gather(&mut self, total: usize) -> Result<(), PushError> {
+        let Self { split, pieces, chains, .. } = self;
+        pieces.clear();
+        chains.clear();
+        let mut waiting = split.available(false).map_err(PushError::Ring)?;
+        let mut budget = DESCRIPTORS;
+        let mut missing = total;
+        while missing > 0 {
+            let ahead = chains.len() as u16;
+            if ahead == waiting {
+                // Those seen earlier are not enough; there may be more by now.
+                waiting = split.available(true).map_err(PushError::Ring)?;
+                if ahead == waiting {
+                    // A guest that has posted all it can will not post more.
+                    let all = ahead == split.size();
+                    return Err(if all { PushError::Oversize } else { PushError::Empty });
+                }
+            }
+            let head = split.head(ahead);
+            let mut len = 0;
+            let take = |piece: HostRange| {
+                let piece = piece.first(missing);
+                pieces.try_push(piece).map_err(|_| Stop::Budget)?;
+                len += piece.len();
+                missing -= piece.len();
+                if missing == 0 { Err(Stop::Enough) } else { Ok(()) }
+            };
+            match split.read::<true>(head, &mut budget, take) {
+                Err(Stop::Fault(fault)) => return Err(self.refuse(head, fault)),
+                // In so many pieces that it alone is too much, or together with others.
+                Err(Stop::Budget) if ahead == 0 => return Err(self.refuse(head, ChainFault::Long)),
+                Err(Stop::Budget) => return Err(PushError::Oversize),
+                Ok(()) | Err(Stop::Enough) => {}
+            }
+            // Each buffer has to hold the header at least (5.1.6.3.1).
+            if missing > 0 && len < self.header_len {
+                return Err(self.refuse(head, ChainFault::Short));
+            }
+            if missing > 0 && !self.mergeable {
+                return Err(PushError::Oversize);
+            }
+            chains.push(Target { head, len: len as u32 });
+        }
+        Ok(())
+    }
+
+    /// Takes a malformed chain out, and those in front of it that were gathered for the same frame:
+    /// used buffers go back in order, and all of them with length 0.
+    #[cold]
+    fn refuse(&mut self, head: u16, fault: ChainFault) -> PushError {
+        self.split.judge(true);
+        self.split.advance(self.chains.len() as u16 + 1);
+        for chain in self.chains.iter() {
+            self.split.stage(chain.head, 0);
+        }
+        self.split.stage(head, 0);
+        PushError::Chain(fault)
+    }
+
+    /// As [`super::TxRing::publish`].
+    #[inline]
+    pub fn publish(&mut self) -> bool {
+        self.split.publish()
+    }
+
+    /// As [`super::TxRing::enable_kicks`]: a kick when the guest posts buffers; `true` if it has some.
+    pub fn enable_kicks(&mut self) -> bool {
+        self.split.enable_kicks()
+    }
+
+    /// Tells the guest that we poll.
+    pub fn disable_kicks(&mut self) {
+        self.split.disable_kicks();
+    }
+
+    /// The used position, of what is published.
+    pub fn position(&self) -> u16 {
+        self.split.position()
+    }
+
+    /// Buffers posted and not consumed (reads avail.idx). 0 if the ring is broken.
+    pub fn backlog(&mut self) -> u16 {
+        self.split.backlog()
+    }
+
+    /// Whether `publish` has something to show.
+    #[inline]
+    pub fn is_staged(&self) -> bool {
+        self.split.is_staged()
+    }
+
+    /// The memory its pointers point into.
+    pub fn memory(&self) -> &Arc<GuestMemory> {
+        self.split.memory()
+    }
+}

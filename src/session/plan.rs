@@ -1,0 +1,109 @@
+//! What a port thread is told, and what it tells: plain values.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::Offer;
+use crate::relay::LaneCounters;
+use crate::vf::{Mac, VfCaps, VfLink, VfSpec};
+
+/// Who listens on the port's socket.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// The daemon listens, the front end connects.
+    #[default]
+    Server,
+    /// The daemon connects, and retries within 100 ms, for ever.
+    Client,
+}
+
+/// A port's socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SocketPlan {
+    /// Absolute path, in a directory the configuration allows.
+    pub path: PathBuf,
+    /// Who listens.
+    pub role: Role,
+    /// Owner of a server socket; `None`: ours.
+    pub uid: Option<u32>,
+    /// Group of a server socket; `None`: ours.
+    pub gid: Option<u32>,
+    /// Permission bits of a server socket.
+    pub mode: u32,
+}
+
+/// What a port thread is started with. Resolved by control; never changes while the thread lives.
+#[derive(Clone, Debug)]
+pub struct PortPlan {
+    /// Port id.
+    pub id: String,
+    /// Its socket.
+    pub socket: SocketPlan,
+    /// What guests are offered.
+    pub offer: Offer,
+    /// Cores of the two directions: (guest→VF, VF→guest). Indices into the daemon's poll cores.
+    pub cores: (usize, usize),
+    /// MAC to give the VF.
+    pub mac: Option<Mac>,
+    /// What both directions count into.
+    pub counters: PortCounters,
+}
+
+/// Counters of a port's two lanes; they live as long as the port, over all connections.
+#[derive(Clone, Debug, Default)]
+pub struct PortCounters {
+    /// guest→VF.
+    pub guest_to_vf: Arc<LaneCounters>,
+    /// VF→guest.
+    pub vf_to_guest: Arc<LaneCounters>,
+}
+
+/// A live view of a port, sent to control whenever it changes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortStatus {
+    /// A front end is connected.
+    pub guest: bool,
+    /// Connections since attach.
+    pub connections: u64,
+    /// Features the guest acknowledged.
+    pub features: Option<u64>,
+    /// Per ring: running, enabled, size; and why not, if it was quarantined or could not be built.
+    pub rings: Vec<RingStatus>,
+    /// Bytes of guest memory mapped.
+    pub guest_memory: u64,
+    /// Why the last connection ended or failed, if it did by an error.
+    pub last_error: Option<String>,
+}
+
+/// A live view of one ring.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RingStatus {
+    /// Queue size; 0 before it is set.
+    pub size: u16,
+    /// Started by the front end.
+    pub started: bool,
+    /// Enabled by the front end.
+    pub enabled: bool,
+    /// In a lane.
+    pub running: bool,
+    /// Why it is not, though it should.
+    pub fault: Option<String>,
+}
+
+/// A view of the VF in place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VfStatus {
+    /// Which.
+    pub spec: VfSpec,
+    /// What it can do.
+    pub caps: VfCaps,
+    /// Queue pairs in use.
+    pub queues: u16,
+    /// Link.
+    pub link: VfLink,
+    /// The driver's extended statistics.
+    pub xstats: Vec<(String, u64)>,
+}

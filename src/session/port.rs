@@ -1,0 +1,486 @@
+//! The port thread: joins one session, one VF and their lanes.
+//!
+//! It blocks in one place, `poll`, on the port's socket and its commands. All that is slow of a port is done
+//! here, so that it delays no other port: starting a VF, mapping memory, waiting for a stuck front end.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Weak};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::{Receiver, Sender};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::time::Timespec;
+use tracing::{info, warn};
+
+use super::conversation::{Outcome, Session};
+use super::lanes::PortLanes;
+use super::socket::{self, ServerSocket};
+use super::wire::{Connection, Received};
+use super::{Lanes, Offer, SessionState};
+use crate::error::{Error, Result};
+use crate::relay::Poller;
+use crate::vf::{Mac, Vf, VfConfig, VfSpec};
+
+pub use super::plan::{PortCounters, PortPlan, PortStatus, RingStatus, Role, SocketPlan, VfStatus};
+
+/// How often a client port tries to connect.
+const RETRY: Duration = Duration::from_millis(50);
+
+/// How often link state, statistics and quarantined rings are looked at.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Most messages answered before commands and the clock are looked at again.
+const MESSAGES: usize = 64;
+
+/// A command to a port thread.
+#[derive(Debug)]
+pub enum PortCommand {
+    /// Configure and start this VF, and forward. Answer: [`PortEvent::VfReady`] or [`PortEvent::VfFailed`].
+    GiveVf {
+        /// Which.
+        spec: VfSpec,
+        /// Probed, and not configured.
+        vf: Vf,
+        /// What it is to be.
+        config: VfConfig,
+    },
+    /// Change attributes. Answer: [`PortEvent::Changed`].
+    Change {
+        /// Cores of (guest→VF, VF→guest).
+        cores: Option<(usize, usize)>,
+        /// MAC of the VF.
+        mac: Option<Mac>,
+        /// Owner, group and mode of a listening socket.
+        socket: Option<SocketPlan>,
+        /// When no guest is connected: what the next one is offered.
+        next_connection: Option<(Offer, VfConfig)>,
+    },
+    /// Drain, stop the VF, remove the socket, end. Answer: [`PortEvent::Closed`].
+    Close,
+}
+
+/// What a port thread tells.
+#[derive(Debug)]
+pub enum PortEvent {
+    /// The first: the socket listens with its final owner and mode, or the client has begun to try.
+    Opened(Result<()>),
+    /// The VF forwards; again whenever the view of it changes.
+    VfReady(VfStatus),
+    /// The VF does not forward; here it is, stopped.
+    VfFailed {
+        /// Why.
+        error: Error,
+        /// Probed, and not configured.
+        vf: Option<Vf>,
+    },
+    /// A change was made, or not.
+    Changed(Result<()>),
+    /// The port's view has changed.
+    Status(PortStatus),
+    /// The last: the thread ends, socket and lanes are gone.
+    Closed {
+        /// The VF, stopped, if there was one.
+        vf: Option<Vf>,
+    },
+}
+
+/// The handle of a port thread.
+#[derive(Debug)]
+pub struct PortThread {
+    commands: Sender<PortCommand>,
+    /// The thread's own: it goes with it.
+    wake: Weak<OwnedFd>,
+    thread: JoinHandle<()>,
+}
+
+impl PortThread {
+    /// Starts it. `tell` is called on the thread and must not block.
+    pub fn start(plan: PortPlan, pollers: Arc<Vec<Poller>>, tell: impl Fn(PortEvent) + Send + 'static) -> Result<Self> {
+        let name = plan.id.chars().take(10).collect::<String>();
+        let wake = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)
+            .map_err(|errno| Error::io("cannot create a port's eventfd")(errno.into()))?;
+        let wake = Arc::new(wake);
+        let (commands, inbox) = crossbeam::channel::unbounded();
+        let ours = Arc::downgrade(&wake);
+        let thread = std::thread::Builder::new()
+            .name(format!("port-{name}"))
+            .spawn(move || match Port::open(plan, pollers, inbox, wake, &tell) {
+                Ok(mut port) => {
+                    tell(PortEvent::Opened(Ok(())));
+                    port.run();
+                    let vf = port.close();
+                    drop(port);
+                    tell(PortEvent::Closed { vf });
+                }
+                Err(error) => tell(PortEvent::Opened(Err(error))),
+            })
+            .map_err(Error::io("cannot start a port's thread"))?;
+        Ok(Self { commands, wake: ours, thread })
+    }
+
+    /// Sends a command. Returns at once.
+    pub fn send(&self, command: PortCommand) {
+        // A thread that has ended has told so; the command is moot.
+        let _ = self.commands.send(command);
+        if let Some(wake) = self.wake.upgrade() {
+            let _ = rustix::io::write(&wake, &1u64.to_ne_bytes());
+        }
+    }
+
+    /// Whether the thread has ended, or is about to: it has told [`PortEvent::Closed`] or a failed `Opened`.
+    pub fn is_over(&self) -> bool {
+        self.wake.strong_count() == 0
+    }
+
+    /// Waits until the thread has ended.
+    pub fn join(self) {
+        let _ = self.thread.join();
+    }
+}
+
+/// A connected front end.
+struct Guest {
+    connection: Connection,
+    session: Session,
+}
+
+/// What the thread owns.
+struct Port<'tell> {
+    plan: PortPlan,
+    tell: &'tell dyn Fn(PortEvent),
+    commands: Receiver<PortCommand>,
+    wake: Arc<OwnedFd>,
+    lanes: PortLanes,
+    /// Of a server port.
+    listener: Option<ServerSocket>,
+    guest: Option<Guest>,
+    /// Nobody is accepted before.
+    deaf_until: Option<Instant>,
+    connections: u64,
+    last_error: Option<String>,
+    told: PortStatus,
+    vf_told: Option<VfStatus>,
+    quarantined: u64,
+    next_look: Instant,
+    next_connection: Option<(Offer, VfConfig)>,
+    closing: bool,
+}
+
+impl<'tell> Port<'tell> {
+    fn open(
+        plan: PortPlan,
+        pollers: Arc<Vec<Poller>>,
+        commands: Receiver<PortCommand>,
+        wake: Arc<OwnedFd>,
+        tell: &'tell dyn Fn(PortEvent),
+    ) -> Result<Self> {
+        let Offer { queue_pairs, mtu, .. } = plan.offer;
+        let lanes = PortLanes::new(&plan.id, pollers, plan.cores, plan.counters.clone(), queue_pairs, mtu)?;
+        let listener = match plan.socket.role {
+            Role::Server => Some(ServerSocket::bind(&plan.socket)?),
+            Role::Client => None,
+        };
+        Ok(Self {
+            plan,
+            tell,
+            commands,
+            wake,
+            lanes,
+            listener,
+            guest: None,
+            deaf_until: None,
+            connections: 0,
+            last_error: None,
+            told: PortStatus::default(),
+            vf_told: None,
+            quarantined: 0,
+            next_look: Instant::now(),
+            next_connection: None,
+            closing: false,
+        })
+    }
+
+    fn run(&mut self) {
+        while !self.closing {
+            self.connect();
+            let ready = self.wait();
+            self.obey();
+            if ready {
+                match &mut self.guest {
+                    Some(_) => self.converse(),
+                    None => self.accept(),
+                }
+            }
+            self.look();
+            self.tell_status();
+        }
+    }
+
+    /// Waits for a command, the socket, or the time to look or retry. Whether the socket is ready.
+    fn wait(&mut self) -> bool {
+        let mut limit = self.next_look.saturating_duration_since(Instant::now());
+        let socket: Option<BorrowedFd<'_>> = match (&self.guest, &self.listener) {
+            (Some(guest), _) => Some(guest.connection.as_fd()),
+            (None, Some(listener)) if self.deaf_until.is_none_or(|until| until <= Instant::now()) => {
+                Some(listener.as_fd())
+            }
+            (None, _) => {
+                limit = limit.min(RETRY);
+                None
+            }
+        };
+        let limit = Timespec { tv_sec: limit.as_secs() as i64, tv_nsec: limit.subsec_nanos().into() };
+        let wake = PollFd::from_borrowed_fd(self.wake.as_fd(), PollFlags::IN);
+        let mut ready = false;
+        match socket {
+            Some(socket) => {
+                let mut fds = [wake, PollFd::from_borrowed_fd(socket, PollFlags::IN)];
+                let _ = poll(&mut fds, Some(&limit));
+                ready = !fds[1].revents().is_empty();
+            }
+            None => {
+                let _ = poll(&mut [wake], Some(&limit));
+            }
+        }
+        let _ = rustix::io::read(&self.wake, &mut [0; 8]);
+        ready
+    }
+
+    /// A client port without a guest tries to connect.
+    fn connect(&mut self) {
+        if self.guest.is_some() || self.listener.is_some() {
+            return;
+        }
+        match socket::try_connect(&self.plan.socket.path) {
+            Ok(Some(stream)) => self.welcome(Connection::new(stream)),
+            // Most often nobody listens yet: that is no error.
+            Ok(None) => {}
+            Err(error) => self.last_error = Some(error.to_string()),
+        }
+    }
+
+    fn accept(&mut self) {
+        let Some(listener) = &self.listener else { return };
+        match listener.accept() {
+            Ok(Some(stream)) => self.welcome(Connection::new(stream)),
+            Ok(None) => {}
+            Err(error) => {
+                // Out of fds, most likely: who waits goes on waiting, and would wake us at once.
+                self.last_error = Some(error.to_string());
+                self.deaf_until = Some(Instant::now() + RETRY);
+            }
+        }
+    }
+
+    fn welcome(&mut self, connection: Result<Connection>) {
+        match connection {
+            Ok(connection) => {
+                info!(port = self.plan.id, "front end connected");
+                self.connections += 1;
+                self.last_error = None;
+                self.guest = Some(Guest { connection, session: Session::new(self.plan.offer) });
+            }
+            Err(error) => self.last_error = Some(error.to_string()),
+        }
+    }
+
+    /// Answers what the front end has sent, until there is no whole message more.
+    fn converse(&mut self) {
+        // A front end that never stops talking does not keep us from everything else.
+        for _ in 0..MESSAGES {
+            let Some(guest) = &mut self.guest else { return };
+            let answered = match guest.connection.poll_request() {
+                Ok(Received::Pending) => return,
+                Ok(Received::Closed) => return self.part(None),
+                Ok(Received::Request(request)) => guest.session.handle(request, &mut self.lanes),
+                Err(error) => Err(error),
+            };
+            // Before the reply: who has it finds in `port.show` what it confirms.
+            self.tell_status();
+            let Some(guest) = &mut self.guest else { return };
+            let sent = match answered {
+                Ok(Outcome::Silent) => Ok(()),
+                Ok(Outcome::Reply(reply)) => guest.connection.send(&reply),
+                Ok(Outcome::Refused(reply, error)) => {
+                    warn!(port = self.plan.id, %error, "message refused");
+                    self.last_error = Some(error.to_string());
+                    guest.connection.send(&reply)
+                }
+                Err(error) => Err(error),
+            };
+            if let Err(error) = sent {
+                return self.part(Some(error));
+            }
+        }
+    }
+
+    /// The front end is gone, or has to go: its rings leave the lanes, its memory is unmapped.
+    fn part(&mut self, error: Option<Error>) {
+        let Some(guest) = self.guest.take() else { return };
+        match &error {
+            Some(error) => warn!(port = self.plan.id, %error, "front end disconnected"),
+            None => info!(port = self.plan.id, "front end disconnected"),
+        }
+        self.last_error = error.map(|error| error.to_string());
+        drop(guest.session.suspend(&mut self.lanes));
+        self.reshape();
+    }
+
+    /// Commands of control.
+    fn obey(&mut self) {
+        while let Ok(command) = self.commands.try_recv() {
+            match command {
+                PortCommand::GiveVf { spec, vf, config } => self.give_vf(spec, vf, &config),
+                PortCommand::Change { cores, mac, socket, next_connection } => {
+                    let result = self.change(cores, mac, socket);
+                    if let (Ok(()), Some(next)) = (&result, next_connection) {
+                        self.next_connection = Some(next);
+                        self.reshape();
+                    }
+                    (self.tell)(PortEvent::Changed(result));
+                }
+                PortCommand::Close => {
+                    self.closing = true;
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Runs `work` while nothing of the guest's is in a lane, then lets its rings run again.
+    fn while_drained<R>(&mut self, work: impl FnOnce(&mut PortLanes) -> R) -> R {
+        match &mut self.guest {
+            Some(guest) => {
+                guest.session.drain(&mut self.lanes);
+                let result = work(&mut self.lanes);
+                guest.session.hand_out(&mut self.lanes);
+                result
+            }
+            None => {
+                self.lanes.drain(&mut SessionState::default());
+                work(&mut self.lanes)
+            }
+        }
+    }
+
+    fn give_vf(&mut self, spec: VfSpec, vf: Vf, config: &VfConfig) {
+        // Told even if it looks like the one before: control waits for it.
+        self.vf_told = None;
+        match self.while_drained(|lanes| lanes.give_vf(spec, vf, config)) {
+            Ok(()) => self.tell_vf(),
+            Err(failed) => {
+                let (error, vf) = *failed;
+                (self.tell)(PortEvent::VfFailed { error, vf: Some(vf) });
+            }
+        }
+    }
+
+    fn change(&mut self, cores: Option<(usize, usize)>, mac: Option<Mac>, socket: Option<SocketPlan>) -> Result<()> {
+        if let (Some(plan), Some(listener)) = (&socket, &self.listener) {
+            listener.set_access(plan)?;
+        }
+        if let (Some(mac), Some(vf)) = (mac, self.lanes.vf_mut())
+            && let Err(error) = vf.set_mac(mac)
+        {
+            // All or nothing.
+            if let (Some(_), Some(listener)) = (&socket, &self.listener) {
+                listener.set_access(&self.plan.socket)?;
+            }
+            return Err(error);
+        }
+        if let Some(plan) = socket {
+            self.plan.socket = plan;
+        }
+        if mac.is_some() {
+            self.tell_vf();
+        }
+        if let Some(cores) = cores {
+            self.lanes.pause();
+            self.lanes.set_cores(cores);
+            if let Some(guest) = &mut self.guest {
+                guest.session.hand_out(&mut self.lanes);
+            }
+        }
+        Ok(())
+    }
+
+    /// What waited for the guest to go is done now.
+    fn reshape(&mut self) {
+        if self.guest.is_some() {
+            return;
+        }
+        let Some((offer, _)) = self.next_connection.take() else { return };
+        self.plan.offer = offer;
+        let vf = self.lanes.take_vf();
+        if let Err(error) = self.lanes.reshape(offer.queue_pairs, offer.mtu) {
+            self.last_error = Some(error.to_string());
+        }
+        if let Some((_, vf)) = vf {
+            // A VF is configured once in its life: control probes it afresh and gives it back.
+            let error = Error::VfAbsent("the VF is set up anew, with the attributes that changed".into());
+            (self.tell)(PortEvent::VfFailed { error, vf: Some(vf) });
+        }
+    }
+
+    /// Looks at link, statistics and quarantined rings, once a second.
+    fn look(&mut self) {
+        let now = Instant::now();
+        if now < self.next_look {
+            return;
+        }
+        self.next_look = now + LOOK;
+        self.lanes.look_at_link();
+        self.tell_vf();
+        let counters = &self.plan.counters;
+        let quarantined = counters.guest_to_vf.quarantined() + counters.vf_to_guest.quarantined();
+        if quarantined != self.quarantined {
+            self.quarantined = quarantined;
+            self.lanes.pause();
+            if let Some(guest) = &mut self.guest {
+                guest.session.hand_out(&mut self.lanes);
+                self.lanes.ring_errors(guest.session.state());
+            }
+        }
+    }
+
+    fn tell_vf(&mut self) {
+        let status = self.lanes.vf_status();
+        if status != self.vf_told {
+            self.vf_told.clone_from(&status);
+            if let Some(status) = status {
+                (self.tell)(PortEvent::VfReady(status));
+            }
+        }
+    }
+
+    fn tell_status(&mut self) {
+        let session = self.guest.as_ref().map(|guest| &guest.session);
+        let status = PortStatus {
+            guest: session.is_some(),
+            connections: self.connections,
+            features: session.and_then(|session| session.state().features),
+            rings: session.map(|session| self.lanes.ring_status(session.state())).unwrap_or_default(),
+            guest_memory: session.map_or(0, |session| session.state().regions.iter().map(|(spec, _)| spec.size).sum()),
+            last_error: self.last_error.clone(),
+        };
+        if status != self.told {
+            self.told.clone_from(&status);
+            (self.tell)(PortEvent::Status(status));
+        }
+    }
+
+    /// Takes everything down; the VF, stopped.
+    fn close(&mut self) -> Option<Vf> {
+        self.next_connection = None;
+        self.part(None);
+        // A VF that was on its way here goes back with the rest.
+        let mut vf = self.lanes.take_vf().map(|(_, vf)| vf);
+        while let Ok(command) = self.commands.try_recv() {
+            if let PortCommand::GiveVf { vf: late, .. } = command {
+                vf = Some(late);
+            }
+        }
+        vf
+    }
+}

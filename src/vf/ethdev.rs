@@ -1,0 +1,578 @@
+//! A DPDK Ethernet device as a VF: its life from probe to removal.
+
+use std::ffi::{CStr, CString, c_int};
+use std::sync::Arc;
+
+use arrayvec::ArrayVec;
+use dpdk_sys::{rte_eth_conf, rte_eth_dev_info};
+
+pub use super::mbuf::{RxMbuf, TxMbuf};
+use super::mempool::Pool;
+use super::queue::Wake;
+pub use super::queue::{EthdevRx, EthdevTx};
+use super::{MAX_MTU, Mac, Queues, VfCaps, VfConfig, VfLink, VfSpec, eal, pci, quirks};
+use crate::error::{Error, Result};
+use crate::ring::BURST;
+
+/// Descriptors of each queue, where the driver has no other limits.
+const DESCRIPTORS: u16 = 512;
+
+/// Ethernet header and two VLAN tags; no FCS.
+pub(super) const L2_HEADER: u32 = 14 + 2 * 4;
+
+/// Longest frame a guest may have segmented: 64 KiB of IP behind an Ethernet header.
+const TSO_FRAME: u32 = 65535 + 14;
+
+/// Receive mbufs beyond the descriptors: those a lane holds, and those a driver refills ahead.
+const RX_SPARE: u32 = 256;
+
+/// Frames per receive queue that `stop` takes out of a device before it stops it.
+const DRAIN: usize = 4096;
+
+/// A probed ethdev.
+#[derive(Debug)]
+pub struct EthdevVf {
+    spec: VfSpec,
+    bus: &'static CStr,
+    name: CString,
+    port: u16,
+    caps: VfCaps,
+    configured: Option<Configured>,
+    started: bool,
+}
+
+#[derive(Debug)]
+struct Configured {
+    queues: u16,
+    /// What the pools were made for.
+    mtu: u16,
+    /// Held until the device is closed: until then it has mbufs of theirs.
+    _pools: Vec<Arc<Pool>>,
+    wakes: Vec<Arc<Wake>>,
+}
+
+impl EthdevVf {
+    /// See [`super::Vf::probe`].
+    ///
+    /// The order is fixed by VFIO: IOMMU group → container → probe → DMA map → queues. A group can only be
+    /// bound to a container of our own before the probe opens it, and memory can only be mapped into
+    /// a container that has a device. Here the first two are EAL's default container.
+    pub(super) fn probe(spec: &VfSpec) -> Result<Self> {
+        eal::running()?;
+        let (bus, name, args) = match spec {
+            VfSpec::Pci(address) => {
+                pci::require_usable(*address)?;
+                (c"pci", address.to_string(), String::new())
+            }
+            VfSpec::Vdev { name, args } => {
+                let args: Vec<_> = args.iter().map(|(k, v)| format!("{k}={v}")).collect();
+                (c"vdev", name.clone(), args.join(","))
+            }
+            VfSpec::SoftNull | VfSpec::SoftLoop => {
+                return Err(Error::Invalid(format!("{spec} is not a DPDK device")));
+            }
+        };
+        let text = |text| CString::new(text).map_err(|e| Error::Invalid(format!("{spec} contains a NUL: {e}")));
+        let (name, args) = (text(name)?, text(args)?);
+        // Memory of VFs that left frames in a ring between vdevs may be free by now.
+        Pool::reap();
+        if port_of(&name).is_some() {
+            return Err(Error::Conflict(format!("{spec} is attached already")));
+        }
+        // SAFETY: takes nothing.
+        let present = unsafe { dpdk_sys::rte_eth_dev_count_total() };
+        if u32::from(present) >= dpdk_sys::RTE_MAX_ETHPORTS {
+            return Err(Error::Exhausted(format!(
+                "no ethdev slot for {spec}: this libdpdk holds {} (RTE_MAX_ETHPORTS), all in use; \
+                 detach a port, or use a libdpdk built with more",
+                dpdk_sys::RTE_MAX_ETHPORTS
+            )));
+        }
+        // SAFETY: NUL-terminated strings; called on the device thread only.
+        let rc = unsafe { dpdk_sys::rte_eal_hotplug_add(bus.as_ptr(), name.as_ptr(), args.as_ptr()) };
+        let subject = || spec.to_string();
+        check(
+            "rte_eal_hotplug_add",
+            subject,
+            rc,
+            "see the lines on stderr; check the arguments and permissions; vfio-pci is to be loaded before the daemon starts",
+        )?;
+        let vf = port_of(&name).ok_or_else(|| Error::Dpdk {
+            call: "rte_eal_hotplug_add",
+            subject: subject(),
+            errno: libc::ENODEV,
+            hint: "the driver made no Ethernet device; use a network device",
+        });
+        let made = vf.and_then(|port| {
+            Ok(Self {
+                caps: caps_of(spec, &info_of(port, spec)?),
+                spec: spec.clone(),
+                bus,
+                name: name.clone(),
+                port,
+                configured: None,
+                started: false,
+            })
+        });
+        if made.is_err() {
+            // SAFETY: undoes the probe.
+            unsafe { dpdk_sys::rte_eal_hotplug_remove(bus.as_ptr(), name.as_ptr()) };
+        }
+        made
+    }
+
+    pub(super) fn caps(&self) -> &VfCaps {
+        &self.caps
+    }
+
+    /// See [`super::Vf::configure`]. Once.
+    pub(super) fn configure(&mut self, config: &VfConfig) -> Result<Queues> {
+        if self.configured.is_some() {
+            return Err(Error::Invalid(format!("{} is configured already", self.spec)));
+        }
+        if config.queues == 0 || config.mtu < 68 || config.mtu > self.caps.max_mtu {
+            return Err(Error::Invalid(format!(
+                "{} queue pairs with MTU {}: {} takes at least one pair and an MTU of 68 to {}",
+                config.queues, config.mtu, self.spec, self.caps.max_mtu
+            )));
+        }
+        let info = info_of(self.port, &self.spec)?;
+        let queues = config.queues.min(self.caps.max_queues);
+        self.configure_device(&info, queues, config.mtu)?;
+        self.set_device_mtu(&info, config.mtu)?;
+        if let Some(mac) = config.mac {
+            self.configure_mac(mac)?;
+        }
+
+        let (mut rx_descriptors, mut tx_descriptors) = (DESCRIPTORS, DESCRIPTORS);
+        // SAFETY: two integers of ours.
+        let rc =
+            unsafe { dpdk_sys::rte_eth_dev_adjust_nb_rx_tx_desc(self.port, &mut rx_descriptors, &mut tx_descriptors) };
+        self.check("rte_eth_dev_adjust_nb_rx_tx_desc", rc, DEFECT)?;
+
+        // SAFETY: takes a port number.
+        let node = unsafe { dpdk_sys::rte_eth_dev_socket_id(self.port) };
+        let room = data_room(config.mtu).max(quirks::least_data_room(&self.spec));
+        let (tx_room, tx_max) = self.tx_sizes(&info, room);
+        let per_queue = u32::from(tx_descriptors) + if self.caps_tso(&info) { 1536 } else { 512 };
+        let send_pool = Arc::new(Pool::send(u32::from(queues) * per_queue - 1, tx_room, node)?);
+        let (mut tx, mut rx) = (Vec::new(), Vec::new());
+        let mut pools = Vec::new();
+        for queue in 0..queues {
+            // SAFETY: the default configuration of the driver (null).
+            let rc = unsafe {
+                dpdk_sys::rte_eth_tx_queue_setup(
+                    self.port,
+                    queue,
+                    tx_descriptors,
+                    node.cast_unsigned(),
+                    std::ptr::null(),
+                )
+            };
+            self.check("rte_eth_tx_queue_setup", rc, "ask for fewer queues")?;
+            tx.push(EthdevTx {
+                port: self.port,
+                queue,
+                pool: Arc::clone(&send_pool),
+                stash: ArrayVec::new(),
+                room: tx_room.into(),
+                min: self.min_frame(),
+                max: tx_max as usize,
+            });
+
+            let pool = Arc::new(Pool::receive(u32::from(rx_descriptors) + RX_SPARE, room, node)?);
+            // Into what holds it until the device is closed, before the driver takes mbufs of it.
+            pools.push(Arc::clone(&pool));
+            // SAFETY: the pool outlives the queue: it is dropped after the device is closed.
+            let rc = unsafe {
+                dpdk_sys::rte_eth_rx_queue_setup(
+                    self.port,
+                    queue,
+                    rx_descriptors,
+                    node.cast_unsigned(),
+                    std::ptr::null(),
+                    pool.raw(),
+                )
+            };
+            if rc < 0 {
+                // What the driver took stays with it until it is closed.
+                self.keep(queues, config.mtu, pools);
+                return Err(self
+                    .check("rte_eth_rx_queue_setup", rc, "ask for fewer queues or a smaller MTU")
+                    .unwrap_err());
+            }
+            rx.push(EthdevRx { port: self.port, queue, pool, wake: Wake::none() });
+        }
+        pools.push(send_pool);
+        self.keep(queues, config.mtu, pools);
+        if let Some(configured) = &mut self.configured {
+            configured.wakes = rx.iter().map(|rx| Arc::clone(&rx.wake)).collect();
+        }
+        Ok(Queues::Ethdev(tx, rx))
+    }
+
+    fn keep(&mut self, queues: u16, mtu: u16, pools: Vec<Arc<Pool>>) {
+        self.configured = Some(Configured { queues, mtu, _pools: pools, wakes: Vec::new() });
+    }
+
+    /// `rte_eth_dev_configure`, with receive interrupts where the driver takes them.
+    fn configure_device(&self, info: &rte_eth_dev_info, queues: u16, mtu: u16) -> Result<()> {
+        let mut conf = rte_eth_conf::default();
+        conf.rxmode.mtu = u32::from(mtu.min(claimed_max_mtu(info)));
+        conf.rxmode.offloads = rx_offloads(info);
+        conf.txmode.offloads = tx_offloads(info);
+        let hashed =
+            info.flow_type_rss_offloads & (dpdk_sys::SHIM_RSS_IP | dpdk_sys::SHIM_RSS_TCP | dpdk_sys::SHIM_RSS_UDP);
+        if queues > 1 && hashed != 0 {
+            conf.rxmode.mq_mode = dpdk_sys::SHIM_MQ_RX_RSS;
+            conf.rx_adv_conf.rss_conf.rss_hf = hashed;
+        }
+        let mut configure = |interrupts| {
+            // SAFETY: `conf` is ours, zero where not set.
+            unsafe {
+                dpdk_sys::shim_conf_rx_interrupts(&mut conf, interrupts);
+                dpdk_sys::rte_eth_dev_configure(self.port, queues, queues, &conf)
+            }
+        };
+        let rc = match configure(1) {
+            0 => 0,
+            _ => configure(0),
+        };
+        self.check("rte_eth_dev_configure", rc, "raise --log-level to see why")
+    }
+
+    /// Sets the device's own MTU. Drivers that know no MTU (net_ring) take any frame.
+    fn set_device_mtu(&self, info: &rte_eth_dev_info, mtu: u16) -> Result<()> {
+        if mtu > claimed_max_mtu(info) {
+            return quirks::set_mtu_beyond_claim(&self.spec, mtu);
+        }
+        // SAFETY: takes numbers.
+        match unsafe { dpdk_sys::rte_eth_dev_set_mtu(self.port, mtu) } {
+            rc if rc == -libc::ENOTSUP => Ok(()),
+            rc => self.check("rte_eth_dev_set_mtu", rc, "raise the PF's MTU first, or ask for a smaller one"),
+        }
+    }
+
+    /// A vdev that has no address filter needs no address: it keeps its own, which `link` shows. A VF
+    /// that keeps another address would deliver nothing, so there a refusal is an error.
+    fn configure_mac(&self, mac: Mac) -> Result<()> {
+        match self.set_mac(mac) {
+            Err(Error::Dpdk { errno, .. }) if self.is_vdev() => {
+                tracing::warn!(vf = %self.spec, %mac, errno, "the device keeps its own MAC");
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    fn is_vdev(&self) -> bool {
+        matches!(self.spec, VfSpec::Vdev { .. })
+    }
+
+    /// Intel VFs take a frame under 17 bytes for malicious, and their PF disables them.
+    fn min_frame(&self) -> usize {
+        if self.is_vdev() { 0 } else { 17 }
+    }
+
+    fn caps_tso(&self, info: &rte_eth_dev_info) -> bool {
+        tx_offloads(info) & dpdk_sys::SHIM_TX_OFFLOAD_TCP_TSO != 0
+    }
+
+    /// Bytes per mbuf and per frame to send: with segmentation, 64 KiB in no more mbufs than the device takes.
+    fn tx_sizes(&self, info: &rte_eth_dev_info, room: u16) -> (u16, u32) {
+        if !self.caps.multi_segment {
+            return (room, room.into());
+        }
+        let most = match info.tx_desc_lim.nb_seg_max {
+            0 => u32::from(u16::MAX),
+            most => u32::from(most),
+        };
+        let wanted = if self.caps_tso(info) { TSO_FRAME.div_ceil(most) } else { 0 };
+        // A data room is 16 bits, headroom included.
+        let room = wanted.max(room.into()).next_multiple_of(64).min(65024);
+        (room as u16, TSO_FRAME.min(room.saturating_mul(most)))
+    }
+
+    pub(super) fn start(&mut self) -> Result<()> {
+        if self.configured.is_none() {
+            return Err(Error::Invalid(format!("{} is not configured", self.spec)));
+        }
+        if self.started {
+            return Ok(());
+        }
+        // SAFETY: takes a port number.
+        let rc = unsafe { dpdk_sys::rte_eth_dev_start(self.port) };
+        self.check("rte_eth_dev_start", rc, "raise --log-level to see why")?;
+        self.started = true;
+        // VFs are commonly not trusted with these; they then get what is addressed to them.
+        // SAFETY: each takes a port number.
+        unsafe {
+            dpdk_sys::rte_eth_promiscuous_enable(self.port);
+            dpdk_sys::rte_eth_allmulticast_enable(self.port);
+            dpdk_sys::rte_eth_dev_set_link_up(self.port);
+        }
+        self.caps.rx_interrupt = !quirks::has_no_interrupts(&self.caps.driver)
+            && self.wakes().iter().zip(0..).fold(true, |all, (wake, queue)| wake.find(self.port, queue) && all);
+        Ok(())
+    }
+
+    fn wakes(&self) -> &[Arc<Wake>] {
+        self.configured.as_ref().map_or(&[], |c| &c.wakes)
+    }
+
+    /// See [`super::Vf::stop`]. What waits in the receive queues is taken out and dropped first: net_ring would
+    /// keep it in its rings, and free the rings with it.
+    ///
+    /// net_tap and net_virtio keep the buffers they posted until they are removed; the others give all back.
+    pub(super) fn stop(&mut self) -> Result<()> {
+        if !self.started {
+            return Ok(());
+        }
+        for queue in 0..self.configured.as_ref().map_or(0, |c| c.queues) {
+            self.drain(queue);
+        }
+        // SAFETY: takes a port number.
+        let rc = unsafe { dpdk_sys::rte_eth_dev_stop(self.port) };
+        self.check("rte_eth_dev_stop", rc, "detach the VF")?;
+        self.started = false;
+        for wake in self.wakes() {
+            wake.lose();
+        }
+        Ok(())
+    }
+
+    fn drain(&self, queue: u16) {
+        let mut mbufs = [std::ptr::null_mut(); BURST];
+        for _ in 0..DRAIN / BURST {
+            // SAFETY: no lane uses the queue; room for BURST; what comes is ours.
+            unsafe {
+                let n = dpdk_sys::shim_rx_burst(self.port, queue, mbufs.as_mut_ptr(), BURST as u16);
+                dpdk_sys::rte_pktmbuf_free_bulk(mbufs.as_mut_ptr(), n.into());
+                if n == 0 {
+                    break;
+                }
+            }
+        }
+    }
+
+    pub(super) fn set_mtu(&mut self, mtu: u16) -> Result<()> {
+        let most = self.configured.as_ref().map_or(0, |c| c.mtu);
+        if mtu < 68 || mtu > most {
+            return Err(Error::Invalid(format!(
+                "MTU {mtu}: {} was configured for 68 to {most}; detach it to go beyond",
+                self.spec
+            )));
+        }
+        self.set_device_mtu(&info_of(self.port, &self.spec)?, mtu)
+    }
+
+    pub(super) fn set_mac(&self, mac: Mac) -> Result<()> {
+        if self.link().mac == Some(mac) {
+            return Ok(());
+        }
+        let mut address = dpdk_sys::rte_ether_addr { addr_bytes: mac.0 };
+        // SAFETY: DPDK copies the address.
+        let rc = unsafe { dpdk_sys::rte_eth_dev_default_mac_addr_set(self.port, &mut address) };
+        self.check(
+            "rte_eth_dev_default_mac_addr_set",
+            rc,
+            "set the address from the PF: ip link set PF vf N mac ADDRESS",
+        )
+    }
+
+    pub(super) fn point_reta(&mut self, queues: &[u16]) -> bool {
+        let Ok(info) = info_of(self.port, &self.spec) else {
+            return false;
+        };
+        let size = usize::from(info.reta_size);
+        if size == 0 || queues.is_empty() {
+            return false;
+        }
+        let group = dpdk_sys::SHIM_RETA_GROUP as usize;
+        let mut table = vec![dpdk_sys::rte_eth_rss_reta_entry64::default(); size.div_ceil(group)];
+        for (entry, queue) in (0..size).zip(queues.iter().cycle()) {
+            table[entry / group].mask |= 1 << (entry % group);
+            table[entry / group].reta[entry % group] = *queue;
+        }
+        // SAFETY: the table covers `reta_size` entries.
+        unsafe { dpdk_sys::rte_eth_dev_rss_reta_update(self.port, table.as_mut_ptr(), info.reta_size) == 0 }
+    }
+
+    pub(super) fn link(&self) -> VfLink {
+        let mut link = dpdk_sys::rte_eth_link::default();
+        let mut address = dpdk_sys::rte_ether_addr::default();
+        // SAFETY: structs of ours.
+        unsafe {
+            let known = dpdk_sys::rte_eth_link_get_nowait(self.port, &mut link) == 0;
+            let addressed = dpdk_sys::rte_eth_macaddr_get(self.port, &mut address) == 0;
+            VfLink {
+                up: known && dpdk_sys::shim_link_is_up(&link) != 0,
+                // "Unknown" is all ones.
+                speed: if link.link_speed == u32::MAX { 0 } else { link.link_speed },
+                mac: addressed.then_some(Mac(address.addr_bytes)),
+            }
+        }
+    }
+
+    pub(super) fn xstats(&self) -> Vec<(String, u64)> {
+        // SAFETY: asks for the number.
+        let n = unsafe { dpdk_sys::rte_eth_xstats_get(self.port, std::ptr::null_mut(), 0) };
+        let n = usize::try_from(n).unwrap_or(0);
+        let mut names = vec![dpdk_sys::rte_eth_xstat_name { name: [0; 64] }; n];
+        let mut values = vec![dpdk_sys::rte_eth_xstat::default(); n];
+        // SAFETY: room for n of each; only entries that were written are read.
+        let written = unsafe {
+            let named = dpdk_sys::rte_eth_xstats_get_names(self.port, names.as_mut_ptr(), n as u32);
+            let got = dpdk_sys::rte_eth_xstats_get(self.port, values.as_mut_ptr(), n as u32);
+            named.min(got)
+        };
+        let written = usize::try_from(written).unwrap_or(0).min(n);
+        values[..written]
+            .iter()
+            .filter_map(|stat| Some((names.get(usize::try_from(stat.id).ok()?)?, stat.value)))
+            // SAFETY: DPDK terminates the names.
+            .map(|(name, value)| (unsafe { text(name.name.as_ptr()) }, value))
+            .collect()
+    }
+
+    /// See [`super::Vf::remove`].
+    pub(super) fn remove(mut self) -> Result<()> {
+        let stopped = self.stop();
+        // SAFETY: nobody uses the port: its queues were dropped (see `Vf`).
+        let closed = unsafe { dpdk_sys::rte_eth_dev_close(self.port) };
+        // SAFETY: as above; called on the device thread only.
+        let removed = unsafe { dpdk_sys::rte_eal_hotplug_remove(self.bus.as_ptr(), self.name.as_ptr()) };
+        quirks::after_close(&self.spec);
+        // Only now: closing gave back the mbufs that the device held.
+        self.configured = None;
+        Pool::reap();
+        stopped?;
+        self.check("rte_eth_dev_close", closed, DEFECT)?;
+        self.check("rte_eal_hotplug_remove", removed, DEFECT)
+    }
+
+    fn check(&self, call: &'static str, rc: c_int, hint: &'static str) -> Result<()> {
+        check(call, || self.spec.to_string(), rc, hint)
+    }
+}
+
+const DEFECT: &str = "restart the daemon, and report this";
+
+fn check(call: &'static str, subject: impl FnOnce() -> String, rc: c_int, hint: &'static str) -> Result<()> {
+    if rc >= 0 {
+        return Ok(());
+    }
+    Err(Error::Dpdk { call, subject: subject(), errno: -rc, hint })
+}
+
+/// The ethdev of a device. Its own name may differ from the device's, so the device is compared.
+fn port_of(name: &CStr) -> Option<u16> {
+    (0..dpdk_sys::RTE_MAX_ETHPORTS as u16).find(|&port| {
+        let mut info = rte_eth_dev_info::default();
+        // SAFETY: DPDK checks the port; a device has a name.
+        unsafe {
+            dpdk_sys::rte_eth_dev_is_valid_port(port) != 0
+                && dpdk_sys::rte_eth_dev_info_get(port, &mut info) == 0
+                && !info.device.is_null()
+                && CStr::from_ptr(dpdk_sys::rte_dev_name(info.device)) == name
+        }
+    })
+}
+
+fn info_of(port: u16, spec: &VfSpec) -> Result<rte_eth_dev_info> {
+    let mut info = rte_eth_dev_info::default();
+    // SAFETY: the struct is ours.
+    let rc = unsafe { dpdk_sys::rte_eth_dev_info_get(port, &mut info) };
+    check("rte_eth_dev_info_get", || spec.to_string(), rc, DEFECT)?;
+    Ok(info)
+}
+
+fn tx_offloads(info: &rte_eth_dev_info) -> u64 {
+    let has = |wanted: u64| info.tx_offload_capa & wanted == wanted;
+    let checksums = dpdk_sys::SHIM_TX_OFFLOAD_TCP_CKSUM | dpdk_sys::SHIM_TX_OFFLOAD_UDP_CKSUM;
+    // DPDK's TSO sets the IPv4 checksum of each segment, and its frames come in several mbufs.
+    let segmentation = dpdk_sys::SHIM_TX_OFFLOAD_TCP_TSO
+        | dpdk_sys::SHIM_TX_OFFLOAD_IPV4_CKSUM
+        | dpdk_sys::SHIM_TX_OFFLOAD_MULTI_SEGS
+        | checksums;
+    [dpdk_sys::SHIM_TX_OFFLOAD_MULTI_SEGS, checksums, segmentation]
+        .into_iter()
+        .filter(|&wanted| has(wanted))
+        .fold(0, |all, wanted| all | wanted)
+}
+
+fn rx_offloads(info: &rte_eth_dev_info) -> u64 {
+    let checksums = dpdk_sys::SHIM_RX_OFFLOAD_TCP_CKSUM | dpdk_sys::SHIM_RX_OFFLOAD_UDP_CKSUM;
+    if info.rx_offload_capa & checksums == checksums { checksums } else { 0 }
+}
+
+fn caps_of(spec: &VfSpec, info: &rte_eth_dev_info) -> VfCaps {
+    // SAFETY: DPDK sets the driver's name; it lives as long as the driver.
+    let driver = unsafe { text(info.driver_name) };
+    let (rx, tx) = (rx_offloads(info), tx_offloads(info));
+    VfCaps {
+        max_queues: info.max_rx_queues.min(info.max_tx_queues).min(quirks::max_queues(&driver)),
+        max_mtu: quirks::max_mtu(spec).unwrap_or_else(|| claimed_max_mtu(info)),
+        tx_checksum: tx & dpdk_sys::SHIM_TX_OFFLOAD_TCP_CKSUM != 0,
+        tso: tx & dpdk_sys::SHIM_TX_OFFLOAD_TCP_TSO != 0 && quirks::segments_soundly(&driver),
+        rx_checksum: rx != 0,
+        multi_segment: tx & dpdk_sys::SHIM_TX_OFFLOAD_MULTI_SEGS != 0,
+        rx_interrupt: false,
+        driver,
+    }
+}
+
+/// What `rte_eth_dev_configure` accepts: the MTU limit, and the frame limit less the driver's overhead.
+fn claimed_max_mtu(info: &rte_eth_dev_info) -> u16 {
+    let most = u32::from(info.max_mtu);
+    let overhead = match info.max_rx_pktlen.checked_sub(most) {
+        Some(overhead) if info.max_mtu != u16::MAX => overhead,
+        _ => 14 + 4,
+    };
+    let most = most.min(info.max_rx_pktlen.saturating_sub(overhead));
+    most.min(MAX_MTU.into()) as u16
+}
+
+/// Bytes of an mbuf behind its headroom, such that a received frame is one segment: igb and ixgbe round the size down
+/// to a KiB, the others to less.
+fn data_room(mtu: u16) -> u16 {
+    let frame = u32::from(mtu) + L2_HEADER;
+    frame.max(2048).next_multiple_of(1024) as u16
+}
+
+/// # Safety
+/// A NUL-terminated string, or null.
+unsafe fn text(raw: *const std::ffi::c_char) -> String {
+    if raw.is_null() {
+        return String::new();
+    }
+    // SAFETY: as promised.
+    unsafe { CStr::from_ptr(raw) }.to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_received_frame_fits_one_mbuf_also_where_the_driver_rounds_down() {
+        for mtu in 68..=MAX_MTU {
+            let room = u32::from(data_room(mtu));
+            assert!(room / 1024 * 1024 >= u32::from(mtu) + L2_HEADER);
+        }
+        assert_eq!(data_room(1500), 2048);
+        assert_eq!(data_room(9000), 9216);
+    }
+
+    #[test]
+    fn the_mtu_is_limited_by_the_longest_frame() {
+        let mut info = rte_eth_dev_info { max_mtu: u16::MAX, max_rx_pktlen: 1522, ..Default::default() };
+        assert_eq!(claimed_max_mtu(&info), 1504);
+        info.max_rx_pktlen = u32::MAX;
+        assert_eq!(claimed_max_mtu(&info), MAX_MTU);
+        (info.max_mtu, info.max_rx_pktlen) = (9706, 9728);
+        assert_eq!(claimed_max_mtu(&info), MAX_MTU);
+        (info.max_mtu, info.max_rx_pktlen) = (2000, 2022);
+        assert_eq!(claimed_max_mtu(&info), 2000);
+    }
+}

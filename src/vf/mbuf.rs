@@ -1,0 +1,379 @@
+//! Owning handles over `rte_mbuf`: the only file that touches its fields.
+//!
+//! They are read and written at offsets that the shim takes from the installed headers.
+
+use std::ptr::NonNull;
+
+use dpdk_sys::rte_mbuf;
+
+use super::mempool::Stack;
+use super::{RxPacket, TxOffload, TxPacket};
+use crate::guest::GuestSink;
+use crate::ring::Gather;
+
+/// A pointer to a live mbuf that whoever holds this may use alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(transparent)]
+pub(super) struct Mbuf(NonNull<rte_mbuf>);
+
+impl Mbuf {
+    /// # Safety
+    /// `raw` is a live mbuf, not null, and ours alone.
+    pub(super) unsafe fn new(raw: *mut rte_mbuf) -> Self {
+        // SAFETY: as promised.
+        Self(unsafe { NonNull::new_unchecked(raw) })
+    }
+
+    pub(super) fn raw(self) -> *mut rte_mbuf {
+        self.0.as_ptr()
+    }
+
+    /// # Safety
+    /// A field of type `T` is at `offset`.
+    #[inline(always)]
+    unsafe fn get<T: Copy>(self, offset: u32) -> T {
+        // SAFETY: inside a live mbuf, which is aligned to a cache line, its fields to their size.
+        unsafe { self.0.as_ptr().byte_add(offset as usize).cast::<T>().read() }
+    }
+
+    /// # Safety
+    /// As [`Self::get`].
+    #[inline(always)]
+    unsafe fn set<T: Copy>(self, offset: u32, value: T) {
+        // SAFETY: as in `get`.
+        unsafe { self.0.as_ptr().byte_add(offset as usize).cast::<T>().write(value) }
+    }
+
+    fn data_len(self) -> u16 {
+        // SAFETY: rte_mbuf.data_len is 16 bits.
+        unsafe { self.get(dpdk_sys::SHIM_MBUF_DATA_LEN) }
+    }
+
+    fn pkt_len(self) -> u32 {
+        // SAFETY: rte_mbuf.pkt_len is 32 bits.
+        unsafe { self.get(dpdk_sys::SHIM_MBUF_PKT_LEN) }
+    }
+
+    pub(super) fn flags(self) -> u64 {
+        // SAFETY: rte_mbuf.ol_flags is 64 bits.
+        unsafe { self.get(dpdk_sys::SHIM_MBUF_OL_FLAGS) }
+    }
+
+    fn segments(self) -> u16 {
+        // SAFETY: rte_mbuf.nb_segs is 16 bits.
+        unsafe { self.get(dpdk_sys::SHIM_MBUF_NB_SEGS) }
+    }
+
+    fn refcnt(self) -> u16 {
+        // SAFETY: rte_mbuf.refcnt is 16 bits; nobody else changes it while the mbuf is ours alone.
+        unsafe { self.get(dpdk_sys::SHIM_MBUF_REFCNT) }
+    }
+
+    fn pool(self) -> *mut dpdk_sys::rte_mempool {
+        // SAFETY: rte_mbuf.pool is a pointer.
+        unsafe { self.get(dpdk_sys::SHIM_MBUF_POOL) }
+    }
+
+    fn next(self) -> Option<Self> {
+        // SAFETY: rte_mbuf.next is a pointer, null at the end.
+        let next: *mut rte_mbuf = unsafe { self.get(dpdk_sys::SHIM_MBUF_NEXT) };
+        NonNull::new(next).map(Self)
+    }
+
+    fn data(self) -> *mut u8 {
+        // SAFETY: buf_addr is a pointer, data_off 16 bits and inside the buffer.
+        unsafe {
+            let buffer: *mut u8 = self.get(dpdk_sys::SHIM_MBUF_BUF_ADDR);
+            let offset: u16 = self.get(dpdk_sys::SHIM_MBUF_DATA_OFF);
+            buffer.add(offset.into())
+        }
+    }
+
+    /// Bytes from the start of the data to the end of the buffer.
+    fn room(self) -> usize {
+        // SAFETY: both are 16 bits.
+        let (buffer, offset): (u16, u16) =
+            unsafe { (self.get(dpdk_sys::SHIM_MBUF_BUF_LEN), self.get(dpdk_sys::SHIM_MBUF_DATA_OFF)) };
+        (buffer - offset).into()
+    }
+
+    /// Copies the next `len` bytes of `source` into this empty segment, and zeros up to `padded`.
+    fn fill(self, source: &mut impl Gather, len: usize, padded: usize) {
+        assert!(len <= padded && padded <= self.room());
+        // SAFETY: checked to lie in the buffer, which is ours alone; DPDK's memory is initialised.
+        let bytes = unsafe { std::slice::from_raw_parts_mut(self.data(), padded) };
+        source.copy_next(&mut bytes[..len]);
+        bytes[len..].fill(0);
+        // SAFETY: rte_mbuf.data_len is 16 bits, and the room was.
+        unsafe { self.set(dpdk_sys::SHIM_MBUF_DATA_LEN, padded as u16) };
+    }
+
+    fn free(self) {
+        // SAFETY: ours alone, and not used afterwards.
+        unsafe { dpdk_sys::shim_pktmbuf_free(self.raw()) };
+    }
+}
+
+/// A frame of our own on its way to an ethdev. Same layout as `*mut rte_mbuf`.
+#[derive(Debug)]
+#[repr(transparent)]
+pub struct TxMbuf(Mbuf);
+
+// SAFETY: the mbuf is ours alone and its pool may be used from any thread.
+unsafe impl Send for TxMbuf {}
+
+impl TxMbuf {
+    /// Copies the rest of `source` (at most `u32::MAX` bytes) into as many mbufs as it needs, and pads the
+    /// frame with zeros to `min`, which fits one mbuf. `alloc` gives mbufs as the pool resets them, of
+    /// `room` bytes.
+    pub(super) fn copy(
+        source: &mut impl Gather,
+        room: usize,
+        min: usize,
+        mut alloc: impl FnMut() -> Option<Mbuf>,
+    ) -> Option<Self> {
+        let len = source.remaining();
+        // Owned at once, so that a dry pool in the middle gives back what was taken.
+        let frame = Self(alloc()?);
+        let first = len.min(room);
+        frame.0.fill(source, first, first.max(min));
+        let (mut last, mut left, mut segments) = (frame.0, len - first, 1u16);
+        while left > 0 {
+            let segment = alloc()?;
+            // SAFETY: rte_mbuf.next is a pointer, nb_segs 16 bits.
+            unsafe {
+                last.set(dpdk_sys::SHIM_MBUF_NEXT, segment.raw());
+                segments += 1;
+                frame.0.set(dpdk_sys::SHIM_MBUF_NB_SEGS, segments);
+            }
+            let n = left.min(room);
+            segment.fill(source, n, n);
+            (last, left) = (segment, left - n);
+        }
+        // SAFETY: rte_mbuf.pkt_len is 32 bits.
+        unsafe { frame.0.set(dpdk_sys::SHIM_MBUF_PKT_LEN, len.max(min) as u32) };
+        Some(frame)
+    }
+
+    /// It asks for an offload, so the driver's tx_prepare has to see it.
+    pub(super) fn flags(&self) -> u64 {
+        self.0.flags()
+    }
+}
+
+impl Drop for TxMbuf {
+    fn drop(&mut self) {
+        self.0.free();
+    }
+}
+
+impl TxPacket for TxMbuf {
+    fn len(&self) -> usize {
+        self.0.pkt_len() as usize
+    }
+
+    fn head(&self) -> &[u8] {
+        // SAFETY: data_len bytes of the first segment were written; the mbuf is ours while `self` lives.
+        unsafe { std::slice::from_raw_parts(self.0.data(), self.0.data_len().into()) }
+    }
+
+    fn head_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `head`, and `self` is borrowed mutably.
+        unsafe { std::slice::from_raw_parts_mut(self.0.data(), self.0.data_len().into()) }
+    }
+
+    /// For a checksum alone, the L4 checksum field holds the sum of the pseudo header already: virtio
+    /// demands it of the guest (1.3, 5.1.6.2), and it is what DPDK asks for. For segmentation DPDK wants it
+    /// without the length, and the IPv4 checksum as zero. Drivers that differ see to it in tx_prepare.
+    fn set_offload(&mut self, offload: &TxOffload) {
+        let mut flags = if offload.ipv6 { dpdk_sys::SHIM_TX_IPV6 } else { dpdk_sys::SHIM_TX_IPV4 };
+        if offload.segment != 0 {
+            flags |= dpdk_sys::SHIM_TX_TCP_SEG;
+            if !offload.ipv6 {
+                flags |= dpdk_sys::SHIM_TX_IP_CKSUM;
+            }
+            prepare_segmentation(self.head_mut(), offload);
+        } else if offload.checksum && offload.udp {
+            flags |= dpdk_sys::SHIM_TX_UDP_CKSUM;
+        } else if offload.checksum {
+            flags |= dpdk_sys::SHIM_TX_TCP_CKSUM;
+        } else {
+            return;
+        }
+        debug_assert!(
+            offload.l2_len < 1 << 7 && offload.l3_len < 1 << 9,
+            "header lengths beyond what an mbuf can say: {offload:?}"
+        );
+        let lengths = u64::from(offload.l2_len & 0x7f) << dpdk_sys::SHIM_L2_LEN_SHIFT
+            | u64::from(offload.l3_len & 0x1ff) << dpdk_sys::SHIM_L3_LEN_SHIFT
+            | u64::from(offload.l4_len) << dpdk_sys::SHIM_L4_LEN_SHIFT
+            | u64::from(offload.segment) << dpdk_sys::SHIM_TSO_SEGSZ_SHIFT;
+        // SAFETY: both are 64 bits; the other parts of tx_offload are for tunnels, zero here.
+        unsafe {
+            self.0.set(dpdk_sys::SHIM_MBUF_OL_FLAGS, flags);
+            self.0.set(dpdk_sys::SHIM_MBUF_TX_OFFLOAD, lengths);
+        }
+    }
+}
+
+/// Sets the TCP checksum to the sum of the pseudo header without length, the IPv4 checksum to zero.
+/// Offsets outside of `frame` change nothing: such a frame is the caller's mistake, and stays wrong.
+fn prepare_segmentation(frame: &mut [u8], offload: &TxOffload) {
+    const TCP: u32 = 6;
+    let l3 = usize::from(offload.l2_len);
+    let l4 = l3 + usize::from(offload.l3_len);
+    let addresses = if offload.ipv6 { l3 + 8..l3 + 40 } else { l3 + 12..l3 + 20 };
+    let (Some(addresses), Some(_)) = (frame.get(addresses), frame.get(l4 + 16..l4 + 18)) else {
+        debug_assert!(false, "headers outside of the frame's first piece: {offload:?}");
+        return;
+    };
+    let mut sum =
+        TCP + addresses.chunks_exact(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum::<u32>();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    frame[l4 + 16..l4 + 18].copy_from_slice(&(sum as u16).to_be_bytes());
+    if !offload.ipv6 {
+        frame[l3 + 10..l3 + 12].fill(0);
+    }
+}
+
+/// A received frame. It stays with the lane that owns its receive queue (see [`super::mempool`]).
+#[derive(Debug)]
+pub struct RxMbuf {
+    mbuf: Mbuf,
+    pool: *mut dpdk_sys::rte_mempool,
+    stack: NonNull<Stack>,
+}
+
+// SAFETY: moves with its lane, whose hand-over orders the accesses to the stack.
+unsafe impl Send for RxMbuf {}
+
+impl RxMbuf {
+    /// # Safety
+    /// `mbuf` was just received from the queue whose pool is `pool`, with the free mbufs in `stack`.
+    #[inline]
+    pub(super) unsafe fn new(mbuf: Mbuf, pool: *mut dpdk_sys::rte_mempool, stack: NonNull<Stack>) -> Self {
+        Self { mbuf, pool, stack }
+    }
+}
+
+impl Drop for RxMbuf {
+    /// The usual case, an mbuf of the queue's own pool, stays in Rust. Everything else (net_ring hands us what
+    /// another pool sent, chains, shared buffers) takes DPDK's way.
+    #[inline]
+    fn drop(&mut self) {
+        let odd = dpdk_sys::SHIM_MBUF_INDIRECT | dpdk_sys::SHIM_MBUF_EXTERNAL;
+        let mbuf = self.mbuf;
+        if mbuf.pool() == self.pool && mbuf.segments() == 1 && mbuf.refcnt() == 1 && mbuf.flags() & odd == 0 {
+            // A free mbuf has refcnt 1, one segment and no next (rte_mbuf_raw_free): it has.
+            // SAFETY: the mbuf is of this pool and ours alone; the lane owns the pool.
+            unsafe { Stack::put_one(self.stack, mbuf.raw().cast()) };
+        } else {
+            mbuf.free();
+        }
+    }
+}
+
+impl RxPacket for RxMbuf {
+    fn len(&self) -> usize {
+        self.mbuf.pkt_len() as usize
+    }
+
+    fn head(&self) -> &[u8] {
+        // SAFETY: the driver wrote data_len bytes; the mbuf is ours while `self` lives.
+        unsafe { std::slice::from_raw_parts(self.mbuf.data(), self.mbuf.data_len().into()) }
+    }
+
+    fn gather(&self) -> impl Gather + '_ {
+        Segments {
+            rest: self.head(),
+            next: (self.mbuf.segments() > 1).then(|| self.mbuf.next()).flatten(),
+            remaining: self.len(),
+            _frame: self,
+        }
+    }
+
+    fn checksum_good(&self) -> bool {
+        self.mbuf.flags() & dpdk_sys::SHIM_RX_L4_CKSUM_MASK == dpdk_sys::SHIM_RX_L4_CKSUM_GOOD
+    }
+}
+
+/// The bytes of a chain of mbufs.
+struct Segments<'a> {
+    rest: &'a [u8],
+    next: Option<Mbuf>,
+    remaining: usize,
+    _frame: &'a RxMbuf,
+}
+
+impl Gather for Segments<'_> {
+    fn remaining(&self) -> usize {
+        self.remaining
+    }
+
+    fn copy_next(&mut self, mut into: &mut [u8]) {
+        while !into.is_empty() {
+            let piece = self.piece(into.len());
+            let (now, later) = into.split_at_mut(piece.len());
+            now.copy_from_slice(piece);
+            into = later;
+        }
+    }
+
+    #[inline]
+    fn store_next(&mut self, into: &mut GuestSink<'_>) {
+        while into.room() > 0 {
+            into.write(self.piece(into.room()));
+        }
+    }
+}
+
+impl<'a> Segments<'a> {
+    /// Takes the next contiguous bytes: at least one, at most `limit`, which is not 0.
+    #[inline]
+    fn piece(&mut self, limit: usize) -> &'a [u8] {
+        while self.rest.is_empty() {
+            let segment = self.next.expect("pkt_len is the sum of the segments");
+            // SAFETY: a segment of the frame that `_frame` borrows.
+            self.rest = unsafe { std::slice::from_raw_parts(segment.data(), segment.data_len().into()) };
+            self.next = segment.next();
+        }
+        let (piece, rest) = self.rest.split_at(limit.min(self.rest.len()));
+        self.rest = rest;
+        self.remaining -= piece.len();
+        piece
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn segmentation_gets_the_pseudo_header_without_length() {
+        // Ethernet + IPv4 (10.0.0.1 -> 10.0.0.2) + TCP, checksum fields full of ones.
+        let mut frame = vec![0u8; 54];
+        frame[26..30].copy_from_slice(&[10, 0, 0, 1]);
+        frame[30..34].copy_from_slice(&[10, 0, 0, 2]);
+        frame[24..26].fill(0xff);
+        frame[50..52].fill(0xff);
+        let offload = TxOffload { segment: 1448, l2_len: 14, l3_len: 20, l4_len: 20, ..TxOffload::default() };
+        prepare_segmentation(&mut frame, &offload);
+        // 0x0a00 + 0x0001 + 0x0a00 + 0x0002 + 6
+        assert_eq!(frame[50..52], [0x14, 0x09]);
+        assert_eq!(frame[24..26], [0, 0]);
+    }
+
+    #[test]
+    fn segmentation_of_ipv6_sums_carries_around() {
+        let mut frame = vec![0u8; 74];
+        frame[22..54].fill(0xff);
+        let offload =
+            TxOffload { segment: 1428, ipv6: true, l2_len: 14, l3_len: 40, l4_len: 20, ..TxOffload::default() };
+        prepare_segmentation(&mut frame, &offload);
+        // 16 words of 0xffff are a zero in ones' complement; 6 remains.
+        assert_eq!(frame[70..72], [0, 6]);
+        assert_eq!(frame[22..54], [0xff; 32]);
+    }
+}

@@ -1,0 +1,361 @@
+//! Pools of mbufs. Receive pools use mempool ops of our own, send pools DPDK's.
+//!
+//! A **receive pool** is a LIFO of the free mbufs of *one* receive queue, without a per-lcore cache.
+//! Ownership rule: it belongs to whoever owns the queue. The driver gets from it inside `rx_burst`
+//! and at queue set-up, and puts into it at stop and close; a lane puts into it when it drops a
+//! received frame. The lane's core does that while it has the lane; the port thread does while the
+//! lane is home. Handing the lane over hands the pool over, and orders the accesses. There is no
+//! lock; debug builds panic when two threads are inside at once.
+//!
+//! A **send pool** is an ordinary `rte_pktmbuf_pool` (ring, per-lcore caches), because drivers may
+//! free a sent mbuf on any thread: net_ring hands it to whoever polls the other end.
+
+use std::ffi::{CString, c_int, c_uint, c_void};
+use std::mem;
+use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use dpdk_sys::{rte_mempool, rte_mempool_ops, rte_pktmbuf_pool_private};
+
+use super::eal::errno;
+use crate::error::{Error, Result};
+
+/// One struct for every pool of ours: Debian's plug-ins leave 2 of a process's 16 places free.
+const OPS_NAME: &[u8] = b"virtio_forwarder\0";
+
+/// Mbufs of a send pool that a core keeps to itself. Each pool pays 8 KiB × RTE_MAX_LCORE for its caches.
+pub(super) const SEND_CACHE: u32 = 64;
+
+/// Registers our ops. After `rte_eal_init`, once.
+pub(super) fn register_ops() -> Result<()> {
+    let mut ops = rte_mempool_ops {
+        alloc: Some(alloc),
+        enqueue: Some(put),
+        dequeue: Some(get),
+        get_count: Some(count),
+        ..Default::default()
+    };
+    for (to, from) in ops.name.iter_mut().zip(OPS_NAME) {
+        *to = from.cast_signed();
+    }
+    // SAFETY: DPDK copies the struct; its functions live as long as the process.
+    match unsafe { dpdk_sys::rte_mempool_register_ops(&ops) } {
+        rc if rc >= 0 => Ok(()),
+        rc if rc == -libc::ENOSPC => Err(Error::Exhausted(
+            "all of DPDK's mempool ops places are taken; let EAL load fewer plug-ins (--eal-arg=-d)".into(),
+        )),
+        rc => Err(Error::Dpdk {
+            call: "rte_mempool_register_ops",
+            subject: "the receive pools".into(),
+            errno: -rc,
+            hint: "this is a defect of virtio-forwarder",
+        }),
+    }
+}
+
+/// The free mbufs of a receive pool.
+#[derive(Debug)]
+pub(super) struct Stack {
+    free: Box<[*mut c_void]>,
+    len: usize,
+    /// Debug builds: the thread inside, or 0.
+    user: AtomicU64,
+}
+
+impl Stack {
+    fn new(capacity: usize) -> Self {
+        Self { free: vec![ptr::null_mut(); capacity].into_boxed_slice(), len: 0, user: AtomicU64::new(0) }
+    }
+
+    /// Gives one mbuf back.
+    ///
+    /// # Safety
+    /// `stack` is live, the caller owns it by the rule above, and `mbuf` came from its pool, once.
+    #[inline]
+    pub(super) unsafe fn put_one(stack: NonNull<Self>, mbuf: *mut c_void) {
+        // SAFETY: live, and exclusively ours for the duration of the call.
+        let stack = unsafe { &mut *stack.as_ptr() };
+        stack.exclusively(|stack| {
+            // The bound is checked in release builds too: beyond it lies a double free.
+            stack.free[stack.len] = mbuf;
+            stack.len += 1;
+        });
+    }
+
+    fn put_all(&mut self, mbufs: &[*mut c_void]) {
+        self.exclusively(|stack| {
+            stack.free[stack.len..][..mbufs.len()].copy_from_slice(mbufs);
+            stack.len += mbufs.len();
+        });
+    }
+
+    /// Takes all of `into.len()` or none. The one place that decides what a receive queue is given.
+    fn get_all(&mut self, into: &mut [*mut c_void]) -> bool {
+        self.exclusively(|stack| {
+            let Some(left) = stack.len.checked_sub(into.len()) else {
+                return false;
+            };
+            into.copy_from_slice(&stack.free[left..stack.len]);
+            stack.len = left;
+            true
+        })
+    }
+
+    #[inline]
+    fn exclusively<T>(&mut self, act: impl FnOnce(&mut Self) -> T) -> T {
+        if cfg!(debug_assertions) {
+            let me = thread();
+            let other = self.user.swap(me, Ordering::Relaxed);
+            assert_eq!(other, 0, "threads {me} and {other} are in one receive pool");
+        }
+        let result = act(self);
+        if cfg!(debug_assertions) {
+            self.user.store(0, Ordering::Relaxed);
+        }
+        result
+    }
+}
+
+fn thread() -> u64 {
+    thread_local!(static ME: u64 = rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned().into());
+    ME.with(|me| *me)
+}
+
+unsafe extern "C" fn alloc(pool: *mut rte_mempool) -> c_int {
+    // SAFETY: DPDK passes a live pool; the config is the stack that `Pool::receive` set.
+    unsafe { (*pool).__bindgen_anon_1.pool_data = (*pool).pool_config };
+    0
+}
+
+unsafe fn stack_of<'a>(pool: *const rte_mempool) -> &'a mut Stack {
+    // SAFETY: a pool with our ops has a stack, which lives as long as the pool; by the ownership
+    // rule nobody else is using it.
+    unsafe { &mut *(*pool).__bindgen_anon_1.pool_data.cast::<Stack>() }
+}
+
+unsafe extern "C" fn put(pool: *mut rte_mempool, mbufs: *const *mut c_void, n: c_uint) -> c_int {
+    // SAFETY: DPDK passes n mbufs of this pool.
+    unsafe { stack_of(pool).put_all(std::slice::from_raw_parts(mbufs, n as usize)) };
+    0
+}
+
+unsafe extern "C" fn get(pool: *mut rte_mempool, mbufs: *mut *mut c_void, n: c_uint) -> c_int {
+    // SAFETY: DPDK passes room for n pointers; they are written before they are read, and pointers
+    // have no invalid values.
+    let got = unsafe { stack_of(pool).get_all(std::slice::from_raw_parts_mut(mbufs, n as usize)) };
+    if got { 0 } else { -libc::ENOENT }
+}
+
+unsafe extern "C" fn count(pool: *const rte_mempool) -> c_uint {
+    // SAFETY: as above.
+    unsafe { stack_of(pool).len as c_uint }
+}
+
+/// A pool. When it is dropped with an mbuf still out (a ring between two vdevs may hold some), its memory
+/// stays until [`Pool::reap`] finds it whole: freeing it under a device would be worse than keeping it.
+#[derive(Debug)]
+pub(super) struct Pool {
+    raw: NonNull<rte_mempool>,
+    /// Of a receive pool; a `Box` taken apart.
+    stack: Option<NonNull<Stack>>,
+    size: u32,
+}
+
+// SAFETY: DPDK's pool functions may be called from any thread. The stack is reached only through DPDK
+// or by the owner of the queue.
+unsafe impl Send for Pool {}
+// SAFETY: as above; `&Pool` offers nothing that touches the stack but `is_whole`, for quiet pools.
+unsafe impl Sync for Pool {}
+
+/// Pools that were not whole when they were dropped.
+static STRAGGLERS: Mutex<Vec<Pool>> = Mutex::new(Vec::new());
+
+impl Pool {
+    /// A receive pool of `size` mbufs with `room` bytes each behind the headroom.
+    pub(super) fn receive(size: u32, room: u16, node: c_int) -> Result<Self> {
+        let stack = NonNull::from(Box::leak(Box::new(Stack::new(size as usize))));
+        let made = on_node(node, |node| {
+            // SAFETY: `stack` outlives the pool: both are freed together, in `drop`.
+            unsafe { create_receive(size, room, node, stack) }
+        });
+        match made {
+            Some(raw) => Ok(Self { raw, stack: Some(stack), size }),
+            None => {
+                let errno = errno();
+                // SAFETY: the pool that knew it is gone.
+                drop(unsafe { Box::from_raw(stack.as_ptr()) });
+                Err(no_pool("rte_mempool_create_empty", size, room, errno))
+            }
+        }
+    }
+
+    /// A send pool of `size` mbufs with `room` bytes each behind the headroom.
+    pub(super) fn send(size: u32, room: u16, node: c_int) -> Result<Self> {
+        let raw = on_node(node, |node| {
+            // SAFETY: plain values and a NUL-terminated name.
+            NonNull::new(unsafe {
+                dpdk_sys::rte_pktmbuf_pool_create(name("send").as_ptr(), size, SEND_CACHE, 0, headroom() + room, node)
+            })
+        })
+        .ok_or_else(|| no_pool("rte_pktmbuf_pool_create", size, room, errno()))?;
+        Ok(Self { raw, stack: None, size })
+    }
+
+    /// The DPDK pool.
+    pub(super) fn raw(&self) -> *mut rte_mempool {
+        self.raw.as_ptr()
+    }
+
+    /// The stack of a receive pool.
+    pub(super) fn stack(&self) -> Option<NonNull<Stack>> {
+        self.stack
+    }
+
+    /// Every mbuf is back. Exact when nobody uses the pool.
+    pub(super) fn is_whole(&self) -> bool {
+        // SAFETY: the pool is live.
+        unsafe { dpdk_sys::rte_mempool_avail_count(self.raw.as_ptr()) == self.size }
+    }
+
+    /// Frees what became whole since it was dropped.
+    pub(super) fn reap() {
+        let waiting = mem::take(&mut *STRAGGLERS.lock().unwrap_or_else(PoisonError::into_inner));
+        // Those that are still not whole put themselves back.
+        drop(waiting);
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        if !self.is_whole() {
+            tracing::debug!(pool = ?self.raw, "buffers are still out; their memory stays until they are back");
+            let again = Self { ..*self };
+            STRAGGLERS.lock().unwrap_or_else(PoisonError::into_inner).push(again);
+            return;
+        }
+        if let Some(stack) = self.stack
+            && cfg!(debug_assertions)
+        {
+            // SAFETY: nobody uses a whole pool whose device is gone.
+            let mut mbufs = unsafe { (*stack.as_ptr()).free.clone() };
+            mbufs.sort_unstable();
+            let twice = mbufs.windows(2).any(|pair| pair[0] == pair[1]);
+            assert!(!twice, "an mbuf came back twice");
+        }
+        // SAFETY: every mbuf is home, so no device and no lane refers to it.
+        unsafe { dpdk_sys::rte_mempool_free(self.raw.as_ptr()) };
+        if let Some(stack) = self.stack {
+            // SAFETY: made by Box::leak; the pool that knew it is gone.
+            drop(unsafe { Box::from_raw(stack.as_ptr()) });
+        }
+    }
+}
+
+/// # Safety
+/// `stack` holds `size` mbufs and outlives the pool.
+unsafe fn create_receive(size: u32, room: u16, node: c_int, stack: NonNull<Stack>) -> Option<NonNull<rte_mempool>> {
+    let mut layout = rte_pktmbuf_pool_private { mbuf_data_room_size: headroom() + room, ..Default::default() };
+    // SAFETY: the sequence that rte_pktmbuf_pool_create does, with our ops and without a cache.
+    unsafe {
+        // A retry on another node finds what the failed try left behind empty.
+        (*stack.as_ptr()).len = 0;
+        let pool = NonNull::new(dpdk_sys::rte_mempool_create_empty(
+            name("recv").as_ptr(),
+            size,
+            dpdk_sys::SHIM_MBUF_SIZE + u32::from(headroom()) + u32::from(room),
+            0,
+            size_of::<rte_pktmbuf_pool_private>() as c_uint,
+            node,
+            0,
+        ))?;
+        let raw = pool.as_ptr();
+        let ops = OPS_NAME.as_ptr().cast();
+        if dpdk_sys::rte_mempool_set_ops_byname(raw, ops, stack.as_ptr().cast()) != 0 {
+            dpdk_sys::rte_mempool_free(raw);
+            return None;
+        }
+        dpdk_sys::rte_pktmbuf_pool_init(raw, ptr::from_mut(&mut layout).cast());
+        let filled = dpdk_sys::rte_mempool_populate_default(raw);
+        if filled != size.cast_signed() {
+            dpdk_sys::rte_mempool_free(raw);
+            return None;
+        }
+        dpdk_sys::rte_mempool_obj_iter(raw, Some(dpdk_sys::rte_pktmbuf_init), ptr::null_mut());
+        Some(pool)
+    }
+}
+
+/// Tries the device's NUMA node, then any.
+fn on_node<T>(node: c_int, mut make: impl FnMut(c_int) -> Option<T>) -> Option<T> {
+    const ANY: c_int = -1;
+    make(node).or_else(|| if node == ANY { None } else { make(ANY) })
+}
+
+/// A name no other pool of the process has.
+fn name(kind: &str) -> CString {
+    static SERIAL: AtomicU64 = AtomicU64::new(0);
+    let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
+    CString::new(format!("vf_{kind}_{serial}")).expect("no NUL in it")
+}
+
+fn headroom() -> u16 {
+    dpdk_sys::SHIM_HEADROOM as u16
+}
+
+fn no_pool(call: &'static str, size: u32, room: u16, errno: i32) -> Error {
+    match errno {
+        libc::ENOMEM => Error::Exhausted(format!(
+            "no DPDK memory for {size} buffers of {room} bytes; reserve more hugepages \
+             (vm.nr_hugepages), or ask for fewer queues or a smaller MTU"
+        )),
+        errno => Error::Dpdk {
+            call,
+            subject: format!("{size} buffers of {room} bytes"),
+            errno,
+            hint: "raise --log-level to see why",
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mbuf(n: usize) -> *mut c_void {
+        ptr::without_provenance_mut(n)
+    }
+
+    #[test]
+    fn a_stack_gives_last_in_first_and_all_or_nothing() {
+        let mut stack = Stack::new(4);
+        stack.put_all(&[mbuf(1), mbuf(2), mbuf(3)]);
+        let mut four = [ptr::null_mut(); 4];
+        assert!(!stack.get_all(&mut four));
+        assert_eq!(stack.len, 3);
+        let mut two = [ptr::null_mut(); 2];
+        assert!(stack.get_all(&mut two));
+        assert_eq!(two, [mbuf(2), mbuf(3)]);
+        // SAFETY: the stack is ours.
+        unsafe { Stack::put_one(NonNull::from(&mut stack), mbuf(2)) };
+        assert_eq!(stack.len, 2);
+        assert_eq!(stack.free[1], mbuf(2));
+    }
+
+    #[test]
+    #[should_panic(expected = "out of bounds")]
+    fn an_mbuf_too_many_is_a_double_free() {
+        let mut stack = Stack::new(1);
+        stack.put_all(&[mbuf(1)]);
+        // SAFETY: the stack is ours.
+        unsafe { Stack::put_one(NonNull::from(&mut stack), mbuf(1)) };
+    }
+
+    #[test]
+    #[should_panic(expected = "in one receive pool")]
+    fn two_threads_inside_are_noticed() {
+        let mut stack = Stack::new(1);
+        stack.user.store(1, Ordering::Relaxed);
+        stack.put_all(&[mbuf(1)]);
+    }
+}

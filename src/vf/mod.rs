@@ -1,0 +1,285 @@
+//! VFs: what a port's packets leave through and arrive from. The only room that knows DPDK.
+//!
+//! Two kinds: [`ethdev`] (a DPDK Ethernet device: an SR-IOV VF, or a vdev that stands in for one)
+//! and [`soft`] (plain Rust: `soft:null`, `soft:loop`). Lanes see neither: they are generic over
+//! [`TxQueue`] and [`RxQueue`], chosen once when the lane is built.
+
+#[cfg(feature = "dpdk")]
+pub mod eal;
+#[cfg(feature = "dpdk")]
+pub mod ethdev;
+#[cfg(feature = "dpdk")]
+mod mbuf;
+#[cfg(feature = "dpdk")]
+mod mempool;
+#[cfg(feature = "dpdk")]
+mod pci;
+#[cfg(feature = "dpdk")]
+mod queue;
+#[cfg(feature = "dpdk")]
+mod quirks;
+pub mod soft;
+mod spec;
+
+use std::os::fd::BorrowedFd;
+
+use arrayvec::ArrayVec;
+
+pub use spec::{Mac, PciAddress, VfSpec};
+
+use crate::error::Result;
+use crate::ring::{BURST, Gather};
+
+// `TxQueue::send` has a bit for each frame.
+const _: () = assert!(BURST <= u32::BITS as usize);
+
+/// Largest MTU a port can have: jumbo frames, and what 9216-byte switches carry.
+pub const MAX_MTU: u16 = 9216;
+
+/// What a VF is asked to be; fixed from configure to removal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VfConfig {
+    /// Queue pairs wanted; the VF gets as many of them as it has.
+    pub queues: u16,
+    /// Largest layer-3 packet, in bytes, 68 to 9216.
+    pub mtu: u16,
+    /// MAC to set; `None` keeps the VF's own.
+    pub mac: Option<Mac>,
+}
+
+/// What a VF can do, read once after the probe; `rx_interrupt` is known from the first start on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct VfCaps {
+    /// Driver name, e.g. `net_tap`.
+    pub driver: String,
+    /// Most queue pairs.
+    pub max_queues: u16,
+    /// Largest MTU.
+    pub max_mtu: u16,
+    /// Completes L4 checksums (TCP and UDP over IPv4 and IPv6) of sent frames.
+    pub tx_checksum: bool,
+    /// Segments TCP over IPv4 and IPv6.
+    pub tso: bool,
+    /// Says whether a received frame's L4 checksum is good.
+    pub rx_checksum: bool,
+    /// Takes frames of several segments.
+    pub multi_segment: bool,
+    /// Can wake a sleeping core when a frame arrives.
+    pub rx_interrupt: bool,
+}
+
+/// Link and address of a VF, as the operator sees them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VfLink {
+    /// Carrier is up.
+    pub up: bool,
+    /// Mb/s; 0 if unknown.
+    pub speed: u32,
+    /// The MAC in force.
+    pub mac: Option<Mac>,
+}
+
+/// What the VF has to do to a frame; offsets were checked against the frame's private copy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TxOffload {
+    /// Complete the L4 checksum.
+    pub checksum: bool,
+    /// Cut into segments of this many payload bytes; 0: do not.
+    pub segment: u16,
+    /// L4 is UDP (else TCP).
+    pub udp: bool,
+    /// L3 is IPv6 (else IPv4).
+    pub ipv6: bool,
+    /// Length of the Ethernet header with its VLAN tags.
+    pub l2_len: u8,
+    /// Length of the IP header with its extensions.
+    pub l3_len: u16,
+    /// Length of the TCP header; 0 if not segmented.
+    pub l4_len: u8,
+}
+
+/// A frame of our own on its way to a VF.
+#[allow(clippy::len_without_is_empty)] // a frame is never empty
+pub trait TxPacket: Send {
+    /// Length of the frame.
+    fn len(&self) -> usize;
+    /// The first contiguous piece (whole headers: at least `min(len, 256)` bytes).
+    fn head(&self) -> &[u8];
+    /// The same, to complete a checksum in.
+    fn head_mut(&mut self) -> &mut [u8];
+    /// Tells the VF what to do. An offload the VF lacks is a bug of the caller.
+    fn set_offload(&mut self, offload: &TxOffload);
+}
+
+/// One transmit queue of a VF. Owned by exactly one lane.
+pub trait TxQueue: Send + 'static {
+    /// Its frames.
+    type Packet: TxPacket;
+    /// Copies the rest of `source` into a new frame; `None` when the pool is dry, or when the frame is longer than
+    /// the VF takes: a frame of the configured MTU with two VLAN tags, or 65549 bytes with `tso`.
+    fn copy(&mut self, source: &mut impl Gather) -> Option<Self::Packet>;
+    /// Offers the frames, in order; those that were taken leave `burst` (a prefix). Returns their
+    /// number. A frame that the driver's tx_prepare refuses is dropped, counts as taken, and sets the bit of
+    /// its place in `refused`.
+    fn send(&mut self, burst: &mut ArrayVec<Self::Packet, BURST>, refused: &mut u32) -> usize;
+    /// Lets the driver free what it has sent, where it only does so when asked. Cheap.
+    fn reclaim(&mut self) {}
+}
+
+/// A received frame.
+#[allow(clippy::len_without_is_empty)] // a frame is never empty
+pub trait RxPacket: Send {
+    /// Length of the frame.
+    fn len(&self) -> usize;
+    /// The first contiguous piece, for the flow hash.
+    fn head(&self) -> &[u8];
+    /// All of it.
+    fn gather(&self) -> impl Gather + '_;
+    /// The VF verified the L4 checksum.
+    fn checksum_good(&self) -> bool;
+}
+
+/// One receive queue of a VF. Owned by exactly one lane.
+pub trait RxQueue: Send + 'static {
+    /// Its frames. Dropping one gives its buffer back.
+    type Packet: RxPacket;
+    /// Receives into `burst` until it is full or the queue is empty. Returns how many came.
+    fn receive(&mut self, burst: &mut ArrayVec<Self::Packet, BURST>) -> usize;
+    /// The fd that becomes readable when a frame arrives after [`Self::arm`]; `None` if the VF has none.
+    fn interrupt_fd(&self) -> Option<BorrowedFd<'_>>;
+    /// Nothing ever arrives: there is nothing to wait for.
+    fn is_silent(&self) -> bool {
+        false
+    }
+    /// Enables the interrupt. The caller receives once more before it sleeps.
+    fn arm(&mut self);
+    /// Disables the interrupt and takes back what made the fd readable.
+    fn disarm(&mut self);
+}
+
+/// Queues of a configured VF, by kind, so that lanes can be built for the kind.
+#[derive(Debug)]
+pub enum Queues {
+    /// Of a soft VF.
+    Soft(Vec<soft::SoftTx>, Vec<soft::SoftRx>),
+    /// Of a DPDK ethdev.
+    #[cfg(feature = "dpdk")]
+    Ethdev(Vec<ethdev::EthdevTx>, Vec<ethdev::EthdevRx>),
+}
+
+/// A probed VF. Life: `probe` (device thread) → `configure` → `start` ⇄ `stop` (port thread) →
+/// `remove` (device thread). Queues handed out by `configure` must be dropped before `remove`.
+#[derive(Debug)]
+pub enum Vf {
+    /// Plain Rust.
+    Soft(soft::SoftVf),
+    /// DPDK.
+    #[cfg(feature = "dpdk")]
+    Ethdev(ethdev::EthdevVf),
+}
+
+impl Vf {
+    /// Finds or creates the device. [`crate::error::Error::VfAbsent`] if a PCI device is not there yet or not
+    /// bound to a driver DPDK can use: the caller may try again later. Device thread only.
+    pub fn probe(spec: &VfSpec) -> Result<Self> {
+        match spec {
+            VfSpec::SoftNull | VfSpec::SoftLoop => soft::SoftVf::probe(spec).map(Self::Soft),
+            #[cfg(feature = "dpdk")]
+            VfSpec::Pci(_) | VfSpec::Vdev { .. } => ethdev::EthdevVf::probe(spec).map(Self::Ethdev),
+            #[cfg(not(feature = "dpdk"))]
+            VfSpec::Pci(_) | VfSpec::Vdev { .. } => Err(crate::error::Error::Invalid(format!(
+                "{spec} needs DPDK, which this build lacks; use soft:null or soft:loop"
+            ))),
+        }
+    }
+
+    /// What it can do.
+    pub fn caps(&self) -> &VfCaps {
+        match self {
+            Self::Soft(vf) => vf.caps(),
+            #[cfg(feature = "dpdk")]
+            Self::Ethdev(vf) => vf.caps(),
+        }
+    }
+
+    /// Configures queues, MTU, MAC, promiscuous where allowed; creates the pools.
+    pub fn configure(&mut self, config: &VfConfig) -> Result<Queues> {
+        match self {
+            Self::Soft(vf) => vf.configure(config),
+            #[cfg(feature = "dpdk")]
+            Self::Ethdev(vf) => vf.configure(config),
+        }
+    }
+
+    /// Starts it.
+    pub fn start(&mut self) -> Result<()> {
+        match self {
+            Self::Soft(vf) => vf.start(),
+            #[cfg(feature = "dpdk")]
+            Self::Ethdev(vf) => vf.start(),
+        }
+    }
+
+    /// Stops it; every buffer the device held is back afterwards. No lane may be using its queues.
+    pub fn stop(&mut self) -> Result<()> {
+        match self {
+            Self::Soft(vf) => vf.stop(),
+            #[cfg(feature = "dpdk")]
+            Self::Ethdev(vf) => vf.stop(),
+        }
+    }
+
+    /// Changes the MTU of a configured VF, if it can; the pools stay, so only up to the configured size.
+    pub fn set_mtu(&mut self, mtu: u16) -> Result<()> {
+        match self {
+            Self::Soft(vf) => vf.set_mtu(mtu),
+            #[cfg(feature = "dpdk")]
+            Self::Ethdev(vf) => vf.set_mtu(mtu),
+        }
+    }
+
+    /// Changes the MAC.
+    pub fn set_mac(&mut self, mac: Mac) -> Result<()> {
+        match self {
+            Self::Soft(vf) => vf.set_mac(mac),
+            #[cfg(feature = "dpdk")]
+            Self::Ethdev(vf) => vf.set_mac(mac),
+        }
+    }
+
+    /// Points the RSS table at `queues`. `false` where the driver cannot.
+    pub fn point_reta(&mut self, queues: &[u16]) -> bool {
+        match self {
+            Self::Soft(vf) => vf.point_reta(queues),
+            #[cfg(feature = "dpdk")]
+            Self::Ethdev(vf) => vf.point_reta(queues),
+        }
+    }
+
+    /// Link state, without waiting.
+    pub fn link(&self) -> VfLink {
+        match self {
+            Self::Soft(vf) => vf.link(),
+            #[cfg(feature = "dpdk")]
+            Self::Ethdev(vf) => vf.link(),
+        }
+    }
+
+    /// The driver's extended statistics.
+    pub fn xstats(&self) -> Vec<(String, u64)> {
+        match self {
+            Self::Soft(vf) => vf.xstats(),
+            #[cfg(feature = "dpdk")]
+            Self::Ethdev(vf) => vf.xstats(),
+        }
+    }
+
+    /// Closes and removes the device; every hugepage of it is returned. Device thread only.
+    pub fn remove(self) -> Result<()> {
+        match self {
+            Self::Soft(vf) => vf.remove(),
+            #[cfg(feature = "dpdk")]
+            Self::Ethdev(vf) => vf.remove(),
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! What single drivers do differently from what DPDK says, each with the release it was seen in.
+
+use std::ffi::CString;
+
+use super::ethdev::L2_HEADER;
+use super::{MAX_MTU, VfSpec};
+use crate::error::{Error, Result};
+
+const AF_PACKET: &str = "net_af_packet";
+
+/// net_af_packet carries what a frame of its ring holds (`framesz`) behind the kernel's headers, but up to 25.11 it
+/// claims 1500 whatever the size. `None` for other drivers.
+pub(super) fn max_mtu(spec: &VfSpec) -> Option<u16> {
+    /// Up to the Ethernet header: TPACKET2_HDRLEN + 16, aligned to 16, less the header (packet(7)).
+    const KERNEL_HEADERS: u32 = 66;
+    let most = af_packet_frame(spec)?.saturating_sub(KERNEL_HEADERS + L2_HEADER);
+    Some(most.min(MAX_MTU.into()) as u16)
+}
+
+/// Sets an MTU that the driver carries but does not claim: what its mtu_set would do.
+pub(super) fn set_mtu_beyond_claim(spec: &VfSpec, mtu: u16) -> Result<()> {
+    let interface = argument(spec, "iface").unwrap_or_default();
+    let path = format!("/sys/class/net/{interface}/mtu");
+    std::fs::write(&path, mtu.to_string()).map_err(Error::io(format!("cannot set MTU {mtu} of {spec} through {path}")))
+}
+
+/// net_af_packet refuses mbufs smaller than a frame of its ring, whatever the MTU.
+pub(super) fn least_data_room(spec: &VfSpec) -> u16 {
+    /// A pool's data room is 16 bits, headroom included.
+    const MOST: u32 = 65024;
+    af_packet_frame(spec).map_or(0, |frame| frame.min(MOST) as u16)
+}
+
+fn af_packet_frame(spec: &VfSpec) -> Option<u32> {
+    (spec.vdev_driver() == Some(AF_PACKET))
+        .then(|| argument(spec, "framesz").map_or(Some(2048), |size| size.parse().ok()))
+        .flatten()
+}
+
+/// net_tap (22.11 to 26.07) cuts no segment whose frame is longer than the *MTU*, so none of full size, and no frame
+/// into more than 64; and a frame that it does not take blocks its queue for good.
+pub(super) fn segments_soundly(driver: &str) -> bool {
+    driver != "net_tap"
+}
+
+/// net_tap (22.11) sends the fds of all queues to secondary processes, 2 a queue pair, from an array for 8 on its
+/// stack, and overruns it: attaching more than 4 pairs aborted the daemon.
+pub(super) fn max_queues(driver: &str) -> u16 {
+    if driver == "net_tap" { 4 } else { u16::MAX }
+}
+
+/// net_ring (22.11 to 26.07) creates 16 rings and frees those of the configured queues; the next device of
+/// that name could not create them again.
+pub(super) fn after_close(spec: &VfSpec) {
+    const RINGS: u16 = 16;
+    let (VfSpec::Vdev { name, args }, Some("net_ring")) = (spec, spec.vdev_driver()) else {
+        return;
+    };
+    if !args.is_empty() {
+        // Rings of other devices (nodeaction): not ours to free.
+        return;
+    }
+    for ring in (0..RINGS).filter_map(|ring| CString::new(format!("ETH_RXTX{ring}_{name}")).ok()) {
+        // SAFETY: the device was the only user of its rings, and is closed; freeing null does nothing.
+        unsafe { dpdk_sys::rte_ring_free(dpdk_sys::rte_ring_lookup(ring.as_ptr())) };
+    }
+}
+
+/// Drivers without receive interrupts. Asking them is an error line in the log.
+pub(super) fn has_no_interrupts(driver: &str) -> bool {
+    ["net_null", "net_ring", "net_af_packet"].contains(&driver)
+}
+
+fn argument<'a>(spec: &'a VfSpec, wanted: &str) -> Option<&'a str> {
+    let VfSpec::Vdev { args, .. } = spec else { return None };
+    args.iter().find(|(key, _)| key == wanted).map(|(_, value)| value.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn af_packet_carries_what_its_ring_holds() {
+        let max = |text: &str| max_mtu(&text.parse().unwrap());
+        assert_eq!(max("vdev:net_tap0,iface=vf0"), None);
+        assert_eq!(max("vdev:net_af_packet0,iface=vf0"), Some(1960));
+        assert_eq!(max("vdev:net_af_packet0,iface=vf0,framesz=10240"), Some(9216));
+        assert_eq!(least_data_room(&"vdev:net_af_packet0,iface=vf0,framesz=10240".parse().unwrap()), 10240);
+    }
+}

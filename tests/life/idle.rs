@@ -1,0 +1,115 @@
+//! What the daemon costs when there is nothing to do.
+
+use std::time::Duration;
+
+use crate::support::census::cpu_percent;
+use crate::support::daemon::{Daemon, Options};
+use crate::support::guest::{Flows, Guest, Plan};
+
+/// Of one core.
+const LIMIT: f64 = 2.0;
+const SPAN: Duration = Duration::from_secs(3);
+
+#[track_caller]
+fn cheap(what: &str, daemon: &Daemon) {
+    std::thread::sleep(Duration::from_millis(100));
+    let percent = cpu_percent(daemon.pid(), SPAN);
+    println!("idle {what}: {percent:.1} % of a core");
+    assert!(percent < LIMIT, "{what}: {percent:.1} % of a core");
+}
+
+/// Four ports with two queue pairs each, their guests connected and warm, then silent; and they wake again.
+fn four_idle_guests(what: &str, vf: impl Fn(usize) -> String) {
+    let daemon = Daemon::start();
+    let connect = |i| Guest::connect(&daemon.attach(&format!("port-{i}"), &vf(i), 2), &Plan::pairs(2));
+    let mut guests: Vec<_> = (0..4).map(connect).collect();
+    for guest in &mut guests {
+        Flows::new(4).exchange(guest, &[0, 1], 500, 600);
+    }
+    cheap(what, &daemon);
+    for guest in &mut guests {
+        Flows::new(4).exchange(guest, &[0, 1], 100, 600);
+    }
+    drop(guests);
+    daemon.stop();
+}
+
+#[test]
+fn without_guests() {
+    let daemon = Daemon::start();
+    cheap("without ports", &daemon);
+    for i in 0..4 {
+        daemon.attach(&format!("port-{i}"), "soft:loop", 2);
+    }
+    cheap("without guests", &daemon);
+    daemon.stop();
+}
+
+#[test]
+fn with_idle_guests_of_soft_vfs() {
+    four_idle_guests("with four guests of soft VFs", |_| "soft:loop".into());
+}
+
+/// A VF that can wake a core: nothing has to be looked at.
+#[cfg(feature = "dpdk")]
+#[test]
+fn with_an_idle_guest_of_a_tap() {
+    use crate::support::tap::{Tap, available, interface_name};
+    if let Err(reason) = available() {
+        crate::support::skip!("with_an_idle_guest_of_a_tap", "{reason}");
+    }
+    let daemon = Daemon::start();
+    let name = interface_name();
+    let mut guest = Guest::connect(&daemon.attach("port", &format!("vdev:net_tap0,iface={name}"), 1), &Plan::default());
+    let tap = Tap::set_up(&name);
+    let there = |guest: &mut Guest, text: &[u8]| {
+        let mut buffer = [0; 64];
+        assert!(guest.pairs[0].tx.send(&tap.frame(text)));
+        guest.pairs[0].tx.flush();
+        let len = tap.socket.recv(&mut buffer).expect("the guest's datagram");
+        assert_eq!(&buffer[..len], text);
+    };
+    there(&mut guest, b"awake");
+    // The kernel announces itself on a new interface for a few seconds.
+    std::thread::sleep(Duration::from_secs(2));
+    cheap("with a guest of a tap", &daemon);
+    there(&mut guest, b"still there");
+    drop(guest);
+    daemon.stop();
+}
+
+/// Its interface is deleted: the fd that should wake the core is readable for ever.
+#[cfg(feature = "dpdk")]
+#[test]
+fn with_a_guest_whose_tap_is_gone() {
+    use crate::support::tap::{Tap, available, interface_name};
+    if let Err(reason) = available() {
+        crate::support::skip!("with_a_guest_whose_tap_is_gone", "{reason}");
+    }
+    let daemon = Daemon::start();
+    let name = interface_name();
+    let guest = Guest::connect(&daemon.attach("port", &format!("vdev:net_tap0,iface={name}"), 1), &Plan::default());
+    let _tap = Tap::set_up(&name);
+    let deleted = std::process::Command::new("ip").args(["link", "del", &name]).status().expect("ip");
+    assert!(deleted.success());
+    std::thread::sleep(Duration::from_secs(1));
+    let percent = cpu_percent(daemon.pid(), SPAN);
+    println!("with a guest whose tap is gone: {percent:.1} % of a core");
+    // It naps, and looks: that is a spinning core's opposite, if not sleep.
+    assert!(percent < 20.0, "{percent:.1} % of a core");
+    drop(guest);
+    daemon.stop();
+}
+
+#[test]
+fn a_polling_daemon_does_not() {
+    let daemon = Daemon::with(Options { args: vec!["--poll".into()], ..Options::default() });
+    let socket = daemon.attach("port", "soft:loop", 1);
+    let mut guest = Guest::connect(&socket, &Plan::default());
+    Flows::new(1).exchange(&mut guest, &[0], 500, 600);
+    let percent = cpu_percent(daemon.pid(), Duration::from_secs(1));
+    // The core may have to be shared, but it is never given up.
+    assert!(percent > 30.0, "{percent:.1} % of a core");
+    drop(guest);
+    daemon.stop();
+}

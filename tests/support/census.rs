@@ -1,0 +1,74 @@
+//! What a process holds, counted from outside through /proc.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+/// Countable things of a process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Census {
+    /// Open fds, by what they are, sorted: a difference names the leak.
+    pub fds: Vec<String>,
+    pub threads: usize,
+    /// Mappings of shared memory files: guest memory.
+    pub guest_mappings: usize,
+}
+
+impl Census {
+    pub fn of(pid: u32) -> Self {
+        let mut fds: Vec<String> = fs::read_dir(format!("/proc/{pid}/fd"))
+            .expect("the process runs")
+            .filter_map(|entry| fs::read_link(entry.ok()?.path()).ok())
+            .map(|target| kind(&target.to_string_lossy()))
+            .collect();
+        fds.sort();
+        let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
+        Self {
+            fds,
+            threads: fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count),
+            guest_mappings: maps.matches("/memfd:guest").count(),
+        }
+    }
+}
+
+/// Socket and pipe numbers change with every connection; what they are does not.
+fn kind(target: &str) -> String {
+    match target.split_once(":[") {
+        Some((class @ ("socket" | "pipe"), _)) => class.to_owned(),
+        _ => target.to_owned(),
+    }
+}
+
+fn field(text: &str, name: &str) -> u64 {
+    text.lines()
+        .find_map(|line| line.strip_prefix(name)?.split_whitespace().next()?.parse().ok())
+        .unwrap_or_else(|| panic!("no {name} in {text}"))
+}
+
+pub fn free_hugepages() -> u64 {
+    field(&fs::read_to_string("/proc/meminfo").expect("meminfo"), "HugePages_Free:")
+}
+
+/// Anonymous memory of a process, in KiB: what it has allocated, without files and guest memory.
+pub fn anonymous_kib(pid: u32) -> u64 {
+    field(&fs::read_to_string(format!("/proc/{pid}/status")).expect("the process runs"), "RssAnon:")
+}
+
+/// Processor time a process has used, all threads.
+pub fn cpu_time(pid: u32) -> Duration {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("the process runs");
+    // The command's name may hold anything; the fields are counted from its closing bracket.
+    let fields = stat.rsplit_once(')').expect("a name in brackets").1;
+    let ticks = |i: usize| -> u64 {
+        let text = fields.split_whitespace().nth(i).expect("stat field");
+        text.parse().expect("a number")
+    };
+    // USER_HZ, the unit of /proc, is 100 on every Linux we run on.
+    Duration::from_millis(10 * (ticks(11) + ticks(12)))
+}
+
+/// Share of one core that a process used over `span`, in percent.
+pub fn cpu_percent(pid: u32, span: Duration) -> f64 {
+    let (start, before) = (Instant::now(), cpu_time(pid));
+    std::thread::sleep(span);
+    (cpu_time(pid) - before).as_secs_f64() * 100.0 / start.elapsed().as_secs_f64()
+}

@@ -1,0 +1,239 @@
+//! `dpdk-testpmd`'s virtio-user device as the guest: somebody else's driver and front end, packet-exact.
+
+mod support;
+
+use std::path::Path;
+use std::time::Duration;
+
+use support::daemon::{Attach, Daemon, Lanes};
+use support::frame::Frame;
+use support::testpmd::{PortStats, Testpmd, VirtioUser};
+use support::{skip, until};
+
+/// VFs that send back what they are sent.
+const LOOPS: &[&str] = &[
+    "soft:loop",
+    #[cfg(feature = "dpdk")]
+    "vdev:net_ring0",
+];
+
+/// A VF that only swallows.
+const SINK: &str = if cfg!(feature = "dpdk") { "vdev:net_null0,no-rx=1" } else { "soft:null" };
+
+/// A port and testpmd on it.
+struct Pair {
+    daemon: Daemon,
+    testpmd: Testpmd,
+}
+
+impl Pair {
+    fn start(vf: &str, device: &VirtioUser, args: &[&str]) -> Option<Self> {
+        support::program("dpdk-testpmd")?;
+        let daemon = Daemon::start();
+        let socket = daemon.socket("port.sock");
+        daemon.attach_as(&Attach {
+            id: "port".into(),
+            socket: socket.clone(),
+            client: device.server,
+            vf: vf.into(),
+            queues: device.queues,
+            mtu: None,
+        });
+        let testpmd = Testpmd::guest(&socket, device, args)?;
+        until_all_enabled(&daemon, device.queues);
+        Some(Self { daemon, testpmd })
+    }
+
+    fn lanes(&self) -> Lanes {
+        self.daemon.lanes("port")
+    }
+
+    /// Waits until the daemon has moved all that testpmd sent.
+    fn settle(&mut self) -> (PortStats, Lanes) {
+        let sent = self.testpmd.port_stats(0);
+        until("all sent frames are accounted for", || {
+            let lane = self.lanes().guest_to_vf;
+            lane.packets + lane.dropped.total() == sent.tx_packets
+        });
+        (sent, self.lanes())
+    }
+
+    fn end(self) {
+        self.testpmd.quit();
+        self.daemon.until_guest("port", false);
+        self.daemon.stop();
+    }
+}
+
+/// virtio-user waits for no answer: it may send before the daemon has come to its last message.
+fn until_all_enabled(daemon: &Daemon, pairs: usize) {
+    until("all rings run", || {
+        let show = daemon.show("port");
+        (0..2 * pairs).all(|i| {
+            let ring = &show["guest"]["rings"][i];
+            ring["running"] == true && ring["enabled"] == true
+        })
+    });
+}
+
+/// Frames that circle between guest and VF until testpmd stops, then every one of them is accounted for.
+fn circles(vf: &str, device: &VirtioUser) {
+    let Some(mut pair) = Pair::start(vf, device, &["--forward-mode=io"]) else {
+        skip!("virtio_user", "no dpdk-testpmd");
+    };
+    // 64 frames a queue circulate: fewer than any ring here holds, so none may be dropped.
+    pair.testpmd.command("start tx_first 2");
+    until("frames circle", || pair.lanes().vf_to_guest.packets > 20 * 64 * device.queues as u64);
+    pair.testpmd.command("stop");
+    let (sent, lanes) = pair.settle();
+    assert_eq!(lanes.guest_to_vf.packets, sent.tx_packets, "{device:?} {lanes:?}");
+    assert_eq!(lanes.guest_to_vf.bytes, sent.tx_bytes, "{device:?} {lanes:?}");
+    until("all are back", || pair.lanes().vf_to_guest.packets == sent.tx_packets);
+    // What testpmd has not yet read lies in its rings: it reads it now.
+    pair.testpmd.command("set fwd rxonly");
+    pair.testpmd.command("start");
+    until("testpmd has read its rings", || pair.testpmd.port_stats(0).rx_packets == sent.tx_packets);
+    pair.testpmd.command("stop");
+    let received = pair.testpmd.port_stats(0);
+    let lanes = pair.lanes();
+    assert_eq!(lanes.vf_to_guest.packets, received.rx_packets, "{device:?} {lanes:?}");
+    assert_eq!(lanes.vf_to_guest.bytes, received.rx_bytes, "{device:?} {lanes:?}");
+    assert_eq!(lanes.guest_to_vf.dropped.total(), 0, "{device:?} {lanes:?}");
+    assert_eq!(lanes.vf_to_guest.dropped.total(), 0, "{device:?} {lanes:?}");
+    pair.end();
+}
+
+fn matrix(queues: usize) {
+    for mergeable in [false, true] {
+        for queue_size in [256, 1024] {
+            for server in [false, true] {
+                for vf in LOOPS {
+                    circles(vf, &VirtioUser { queues, mergeable, queue_size, server });
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn one_queue_pair() {
+    matrix(1);
+}
+
+#[test]
+fn two_queue_pairs() {
+    matrix(2);
+}
+
+#[test]
+fn three_queue_pairs() {
+    matrix(3);
+}
+
+#[test]
+fn four_queue_pairs() {
+    matrix(4);
+}
+
+#[test]
+fn as_fast_as_it_sends() {
+    let device = VirtioUser { queues: 2, mergeable: true, queue_size: 1024, server: false };
+    for size in ["64", "1514", "64,64,64"] {
+        let Some(mut pair) = Pair::start(SINK, &device, &["--forward-mode=txonly"]) else {
+            skip!("as_fast_as_it_sends", "no dpdk-testpmd");
+        };
+        pair.testpmd.command(&format!("set txpkts {size}"));
+        pair.testpmd.command("start");
+        until("frames flow", || pair.lanes().guest_to_vf.packets > 200_000);
+        pair.testpmd.command("stop");
+        let (sent, lanes) = pair.settle();
+        assert_eq!(lanes.guest_to_vf.packets, sent.tx_packets, "{size}: {lanes:?}");
+        assert_eq!(lanes.guest_to_vf.bytes, sent.tx_bytes, "{size}: {lanes:?}");
+        assert_eq!(lanes.guest_to_vf.dropped.total(), 0, "{size}: {lanes:?}");
+        pair.end();
+    }
+}
+
+#[test]
+fn every_byte_of_a_capture_comes_back() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let (sent, received) = (dir.path().join("sent.pcap"), dir.path().join("received.pcap"));
+    // Fewer frames than a ring has entries: nothing can overflow, so nothing may be lost.
+    let frames: Vec<Vec<u8>> = (0..500_u32)
+        .map(|seq| Frame { flow: (seq % 8) as u16, seq, len: 60 + seq as usize * 29 % 1455 }.bytes())
+        .collect();
+    write_capture(&sent, &frames);
+    for vf in LOOPS {
+        let device = VirtioUser { queues: 1, mergeable: true, queue_size: 1024, server: false };
+        let pcap = format!("net_pcap0,rx_pcap={},tx_pcap={}", sent.display(), received.display());
+        let args = ["--forward-mode=io", "--port-topology=paired"];
+        let daemon = Daemon::start();
+        let socket = daemon.attach("port", vf, 1);
+        let Some(mut testpmd) = Testpmd::guest_beside(&socket, &device, &pcap, &args) else {
+            skip!("every_byte_of_a_capture_comes_back", "no dpdk-testpmd");
+        };
+        until_all_enabled(&daemon, 1);
+        testpmd.command("start");
+        until("all frames went to the capture", || testpmd.port_stats(1).tx_packets == 500);
+        testpmd.command("stop");
+        testpmd.quit();
+        assert!(read_capture(&received) == frames, "{vf}: the capture differs");
+        let lanes = daemon.lanes("port");
+        let bytes: usize = frames.iter().map(Vec::len).sum();
+        for lane in [lanes.guest_to_vf, lanes.vf_to_guest] {
+            assert_eq!((lane.packets, lane.bytes, lane.dropped.total()), (500, bytes as u64, 0), "{vf}");
+        }
+        daemon.stop();
+    }
+}
+
+#[test]
+fn a_killed_guest_leaves_a_port_for_the_next() {
+    let device = VirtioUser { queues: 2, mergeable: true, queue_size: 256, server: false };
+    let daemon = Daemon::start();
+    let socket = daemon.attach("port", "soft:loop", 2);
+    let mut before = None;
+    for _ in 0..4 {
+        let Some(mut testpmd) = Testpmd::guest(&socket, &device, &["--forward-mode=io"]) else {
+            skip!("a_killed_guest_leaves_a_port_for_the_next", "no dpdk-testpmd");
+        };
+        daemon.until_guest("port", true);
+        let start = daemon.lanes("port").vf_to_guest.packets;
+        testpmd.command("start tx_first 2");
+        until("frames circle", || daemon.lanes("port").vf_to_guest.packets > start + 5000);
+        testpmd.kill();
+        daemon.until_guest("port", false);
+        std::thread::sleep(Duration::from_millis(20));
+        let census = daemon.census();
+        assert_eq!(*before.get_or_insert_with(|| census.clone()), census);
+    }
+    daemon.stop();
+}
+
+/// A capture file (libpcap's classic format, microseconds, Ethernet).
+fn write_capture(path: &Path, frames: &[Vec<u8>]) {
+    let mut file: Vec<u8> = Vec::new();
+    for word in [0xa1b2_c3d4_u32, 4 << 16 | 2, 0, 0, 65535, 1] {
+        file.extend(word.to_ne_bytes());
+    }
+    for frame in frames {
+        let len = frame.len() as u32;
+        for word in [0, 0, len, len] {
+            file.extend(word.to_ne_bytes());
+        }
+        file.extend(frame);
+    }
+    std::fs::write(path, file).expect("capture file");
+}
+
+fn read_capture(path: &Path) -> Vec<Vec<u8>> {
+    let file = std::fs::read(path).expect("capture file");
+    let mut rest = &file[24..];
+    let mut frames = Vec::new();
+    while !rest.is_empty() {
+        let len = u32::from_ne_bytes(rest[8..12].try_into().expect("4 bytes")) as usize;
+        frames.push(rest[16..16 + len].to_vec());
+        rest = &rest[16 + len..];
+    }
+    frames
+}
