@@ -29,6 +29,8 @@ fn plan(ring: &Driver) -> RingPlan {
     let user = |at: usize| UserAddr(USER + at as u64);
     let spec = RegionSpec { gpa: Gpa(GPA), size: LEN as u64, user: UserAddr(USER), offset: 0 };
     let config = RingConfig {
+        packed: false,
+        in_order: false,
         size: RING,
         addresses: RingAddresses {
             desc: user(ring.desc_at()),

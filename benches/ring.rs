@@ -44,6 +44,8 @@ fn driver(flags: u16, regions: usize) -> (Driver, Vec<RegionSpec>) {
 fn config(driver: &Driver) -> RingConfig {
     let user = |at: usize| UserAddr(USER + at as u64);
     RingConfig {
+        packed: false,
+        in_order: false,
         size: SIZE,
         addresses: RingAddresses {
             desc: user(driver.desc_at()),

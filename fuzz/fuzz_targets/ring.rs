@@ -37,6 +37,8 @@ fn run(input: &mut Input<'_>) {
     let legacy = !mergeable && features & 8 != 0;
     let user = |at: usize| UserAddr(USER + at as u64);
     let config = RingConfig {
+        packed: false,
+        in_order: false,
         size,
         addresses: RingAddresses {
             desc: user(driver.desc_at()),

@@ -1,6 +1,6 @@
 //! A contiguous piece of guest memory, and the loads on it.
 
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use super::Gpa;
 
@@ -102,6 +102,38 @@ impl HostRange {
         // SAFETY: mapped and aligned by this function's contract, and only accessed atomically here.
         let cell = unsafe { AtomicU16::from_ptr(self.at(offset, 2).cast()) };
         u16::from_le(cell.load(Ordering::SeqCst))
+    }
+
+    /// Reads a little-endian `u32`, not before an earlier `GuestStore::publish_u64`.
+    ///
+    /// # Safety
+    /// The memory is mapped, `offset + 4 <= len`, and the address is a multiple of 4.
+    #[inline]
+    pub(crate) unsafe fn ordered_u32(&self, offset: usize) -> u32 {
+        // SAFETY: mapped and aligned by this function's contract, and only accessed atomically here.
+        let cell = unsafe { AtomicU32::from_ptr(self.at(offset, 4).cast()) };
+        u32::from_le(cell.load(Ordering::SeqCst))
+    }
+
+    /// Reads a little-endian `u64` once.
+    ///
+    /// # Safety
+    /// The memory is mapped, `offset + 8 <= len`, and the address is a multiple of 8.
+    #[inline]
+    pub(crate) unsafe fn read_u64(&self, offset: usize) -> u64 {
+        // SAFETY: mapped and aligned by this function's contract; volatile, for the guest may write.
+        u64::from_le(unsafe { self.at(offset, 8).cast::<u64>().read_volatile() })
+    }
+
+    /// Reads a little-endian `u64` that says how much of other memory the guest has written.
+    ///
+    /// # Safety
+    /// As [`Self::read_u64`].
+    #[inline]
+    pub(crate) unsafe fn acquire_u64(&self, offset: usize) -> u64 {
+        // SAFETY: mapped and aligned by this function's contract, and only accessed atomically here.
+        let cell = unsafe { AtomicU64::from_ptr(self.at(offset, 8).cast()) };
+        u64::from_le(cell.load(Ordering::Acquire))
     }
 
     /// Reads 16 bytes once, as two words; the address may have any alignment.

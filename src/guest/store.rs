@@ -1,7 +1,7 @@
 //! Every store to guest memory.
 
 use std::marker::PhantomData;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
 use super::HostRange;
 use super::range::copy;
@@ -32,6 +32,37 @@ impl GuestStore {
     pub(crate) unsafe fn publish_u16(&self, to: &HostRange, offset: usize, value: u16) {
         // SAFETY: mapped and aligned by this function's contract, and only accessed atomically here.
         let cell = unsafe { AtomicU16::from_ptr(to.at(offset, 2).cast()) };
+        cell.store(value.to_le(), Ordering::SeqCst);
+    }
+
+    /// Stores a little-endian `u32`.
+    ///
+    /// # Safety
+    /// The memory is mapped, `offset + 4 <= to.len()`, and the address is a multiple of 4.
+    #[inline]
+    pub(crate) unsafe fn u32(&self, to: &HostRange, offset: usize, value: u32) {
+        // SAFETY: mapped and aligned by this function's contract; volatile, for the guest may read.
+        unsafe { to.at(offset, 4).cast::<u32>().write_volatile(value.to_le()) };
+    }
+
+    /// Stores a little-endian `u64`.
+    ///
+    /// # Safety
+    /// The memory is mapped, `offset + 8 <= to.len()`, and the address is a multiple of 8.
+    #[inline]
+    pub(crate) unsafe fn u64(&self, to: &HostRange, offset: usize, value: u64) {
+        // SAFETY: mapped and aligned by this function's contract; volatile, for the guest may read.
+        unsafe { to.at(offset, 8).cast::<u64>().write_volatile(value.to_le()) };
+    }
+
+    /// As [`Self::publish_u16`], for a `u64`.
+    ///
+    /// # Safety
+    /// As [`Self::u64`].
+    #[inline]
+    pub(crate) unsafe fn publish_u64(&self, to: &HostRange, offset: usize, value: u64) {
+        // SAFETY: mapped and aligned by this function's contract, and only accessed atomically here.
+        let cell = unsafe { AtomicU64::from_ptr(to.at(offset, 8).cast()) };
         cell.store(value.to_le(), Ordering::SeqCst);
     }
 

@@ -270,6 +270,8 @@ impl<P: TxPacket> TxSlot<P> {
         if let Some(mut seat) = self.seat.take() {
             seat.give_up();
             seat.ring.rewind();
+            // What was completed stays completed; it is not signalled.
+            seat.ring.publish();
             counters.quarantine();
             self.fault = Some((fault, seat.ring, seat.doorbell));
         }
@@ -379,6 +381,7 @@ impl<Q: TxQueue> Lane for GuestToVf<Q> {
             TxSlot { seat: Some(mut seat), .. } => {
                 seat.give_up();
                 seat.ring.rewind();
+                seat.ring.publish();
                 Some(seat.ring.position())
             }
             TxSlot { fault: Some((_, ring, _)), .. } => Some(ring.position()),

@@ -1,28 +1,43 @@
-//! Descriptor chains (virtio 1.3, 2.7.5).
+//! Descriptors and what they lead to, of both ring formats (virtio 1.3, 2.7.5 and 2.8.5).
 
-use super::ChainFault;
+use super::{ChainFault, RingFault};
 use crate::guest::{Gpa, HostRange, View};
 
 /// The most descriptors looked at for one burst, and so the most pieces it has. Linux needs up to 19
 /// for a frame. It bounds the time that a hostile guest can take from others on the core.
 pub(super) const DESCRIPTORS: usize = 1024;
 
-const NEXT: u16 = 1;
-const WRITE: u16 = 2;
+pub(super) const NEXT: u16 = 1;
+pub(super) const WRITE: u16 = 2;
 const INDIRECT: u16 = 4;
 
 /// Bytes of a descriptor.
 pub(super) const DESCRIPTOR_LEN: usize = 16;
 
 /// A private copy of a descriptor.
-struct Descriptor {
+pub(super) struct Descriptor {
     addr: u64,
     len: u32,
-    flags: u16,
-    next: u16,
+    pub(super) flags: u16,
+    /// Split: index of the next one. Packed: buffer id.
+    pub(super) link: u16,
 }
 
-/// A descriptor table: the ring's, or an indirect one.
+impl Descriptor {
+    /// From its two words, in the split format: address; length, flags, next (2.7.5).
+    #[inline]
+    fn split(addr: u64, rest: u64) -> Self {
+        Self { addr, len: rest as u32, flags: (rest >> 32) as u16, link: (rest >> 48) as u16 }
+    }
+
+    /// In the packed format: address; length, id, flags (2.8.5).
+    #[inline]
+    pub(super) fn packed(addr: u64, rest: u64) -> Self {
+        Self { addr, len: rest as u32, link: (rest >> 32) as u16, flags: (rest >> 48) as u16 }
+    }
+}
+
+/// A descriptor table: a split ring's, or an indirect one.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Table {
     range: HostRange,
@@ -34,14 +49,14 @@ impl Table {
         Self { range, entries: (range.len() / DESCRIPTOR_LEN) as u32 }
     }
 
+    /// The words of an entry.
     #[inline]
-    fn read(&self, index: u32) -> Option<Descriptor> {
+    fn read(&self, index: u32) -> Option<(u64, u64)> {
         if index >= self.entries {
             return None;
         }
         // SAFETY: inside the table by the check above; tables do not outlive the ring's guest memory.
-        let (addr, rest) = unsafe { self.range.read_u64_pair(index as usize * DESCRIPTOR_LEN) };
-        Some(Descriptor { addr, len: rest as u32, flags: (rest >> 32) as u16, next: (rest >> 48) as u16 })
+        Some(unsafe { self.range.read_u64_pair(index as usize * DESCRIPTOR_LEN) })
     }
 }
 
@@ -53,6 +68,8 @@ pub(super) enum Stop {
     Budget,
     /// `take` has all it wants.
     Enough,
+    /// The ring was stopped.
+    Ring(RingFault),
 }
 
 impl From<ChainFault> for Stop {
@@ -74,15 +91,14 @@ pub(super) struct Reader<'ring, Take> {
 }
 
 impl<Take: FnMut(HostRange) -> Result<(), Stop>> Reader<'_, Take> {
-    /// Reads the chain that starts at `head` of `table`, each descriptor once, until it ends or `take`
-    /// stops. `WRITABLE`: for the device to write, else to read. `NESTED`: the table is an indirect one.
+    /// Reads the chain that starts at `head` of a split ring's table, each descriptor once, until it ends or
+    /// `take` stops. `WRITABLE`: for the device to write, else to read. `NESTED`: the table is an indirect one.
     ///
-    /// Empty descriptors are skipped (drivers for Windows post them). A buffer that spans adjacent
-    /// regions is several pieces. An indirect table may follow direct descriptors (2.7.5.3.2), need not
-    /// be aligned, and may be longer than the queue: the spec forbids that to drivers (2.7.5.3.1) but
-    /// Linux does it on short queues, and the budget bounds it.
+    /// An indirect table may follow direct descriptors (2.7.5.3.2), need not be aligned, and may be longer
+    /// than the queue: the spec forbids that to drivers (2.7.5.3.1) but Linux does it on short queues, and
+    /// the budget bounds it.
     #[inline]
-    pub(super) fn read<const WRITABLE: bool, const NESTED: bool>(
+    pub(super) fn chain<const WRITABLE: bool, const NESTED: bool>(
         &mut self,
         table: &Table,
         head: u16,
@@ -91,45 +107,71 @@ impl<Take: FnMut(HostRange) -> Result<(), Stop>> Reader<'_, Take> {
         // A chain visits an entry at most once.
         let mut left = table.entries;
         loop {
-            let Some(descriptor) = table.read(index) else {
+            let Some((addr, rest)) = table.read(index) else {
                 return Err(ChainFault::Index.into());
             };
             if left == 0 {
                 return Err(ChainFault::Loop.into());
             }
             left -= 1;
-            if *self.budget == 0 {
-                return Err(Stop::Budget);
-            }
-            *self.budget -= 1;
-
+            self.spend()?;
+            let descriptor = Descriptor::split(addr, rest);
             if descriptor.flags & INDIRECT != 0 {
                 if NESTED {
                     return Err(ChainFault::Indirect.into());
                 }
                 let table = self.indirect(&descriptor)?;
-                return self.read::<WRITABLE, true>(&table, 0);
+                return self.chain::<WRITABLE, true>(&table, 0);
             }
-            if (descriptor.flags & WRITE != 0) != WRITABLE {
-                return Err(ChainFault::Direction.into());
-            }
-
-            let mut addr = descriptor.addr;
-            let mut len = u64::from(descriptor.len);
-            while len > 0 {
-                let Some(piece) = self.view.translate(Gpa(addr), len) else {
-                    return Err(ChainFault::Address.into());
-                };
-                (self.take)(piece)?;
-                len -= piece.len() as u64;
-                // Wraps only behind the last region, and there nothing is left or found.
-                addr = addr.wrapping_add(piece.len() as u64);
-            }
+            self.buffer::<WRITABLE>(&descriptor)?;
             if descriptor.flags & NEXT == 0 {
                 return Ok(());
             }
-            index = descriptor.next.into();
+            index = descriptor.link.into();
         }
+    }
+
+    /// One descriptor of a packed ring, with its indirect table if it refers to one. There all entries count,
+    /// in order, and WRITE is the only flag (2.8.7).
+    #[inline]
+    pub(super) fn slot<const WRITABLE: bool>(&mut self, descriptor: &Descriptor) -> Result<(), Stop> {
+        self.spend()?;
+        if descriptor.flags & INDIRECT == 0 {
+            return self.buffer::<WRITABLE>(descriptor);
+        }
+        let table = self.indirect(descriptor)?;
+        for (addr, rest) in (0..).map_while(|index| table.read(index)) {
+            self.spend()?;
+            self.buffer::<WRITABLE>(&Descriptor::packed(addr, rest))?;
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn spend(&mut self) -> Result<(), Stop> {
+        *self.budget = self.budget.checked_sub(1).ok_or(Stop::Budget)?;
+        Ok(())
+    }
+
+    /// Hands over the pieces of a buffer. Empty ones are skipped (drivers for Windows post them); one that
+    /// spans adjacent regions is several pieces.
+    #[inline]
+    fn buffer<const WRITABLE: bool>(&mut self, descriptor: &Descriptor) -> Result<(), Stop> {
+        if (descriptor.flags & WRITE != 0) != WRITABLE {
+            return Err(ChainFault::Direction.into());
+        }
+        let mut addr = descriptor.addr;
+        let mut len = u64::from(descriptor.len);
+        while len > 0 {
+            let Some(piece) = self.view.translate(Gpa(addr), len) else {
+                return Err(ChainFault::Address.into());
+            };
+            (self.take)(piece)?;
+            len -= piece.len() as u64;
+            // Wraps only behind the last region, and there nothing is left or found.
+            addr = addr.wrapping_add(piece.len() as u64);
+        }
+        Ok(())
     }
 
     /// The table that a descriptor refers to.

@@ -1,17 +1,19 @@
-//! Virtqueues, device side, over cached pointers (virtio 1.3, section 2.7; packed rings follow).
+//! Virtqueues, device side, over cached pointers (virtio 1.3, sections 2.7 and 2.8).
 //!
 //! [`TxRing`] is what the guest sends on, [`RxRing`] what it receives on; they are different types
-//! over one private split ring, so that misuse does not compile. Each owns an `Arc` of the guest
-//! memory its pointers point into. What they share beyond the split ring's layout (bursts, frames,
-//! gathering buffers) knows a ring only by the few verbs of `split`, so that a packed ring can take its
-//! place, chosen at negotiation.
+//! over one private virtqueue, so that misuse does not compile. Each owns an `Arc` of the guest
+//! memory its pointers point into. What is theirs (bursts, frames, gathering buffers) knows a virtqueue
+//! only by the verbs of `virtqueue::Virtqueue`; `split` and `packed` are its two formats. Which one was
+//! chosen at negotiation is asked once for a burst or a frame, and the code behind is compiled for each.
 //!
 //! A guest may write anything at any time. So each index, descriptor and header is read once into
 //! private memory and checked there, work per call is bounded, and what is wrong costs the guest its
 //! own chain ([`ChainFault`]) or its own ring ([`RingFault`]).
 
 mod chain;
+mod config;
 mod header;
+mod packed;
 mod rx;
 mod split;
 #[cfg(any(test, fuzzing))]
@@ -19,12 +21,13 @@ pub mod testing;
 #[cfg(test)]
 mod tests;
 mod tx;
+mod virtqueue;
 
 use crate::guest::GuestSink;
 
+pub use config::{RingAddresses, RingConfig};
 pub use header::{Gso, NetHeader};
 pub use rx::{PushError, RxRing};
-pub use split::{RingAddresses, RingConfig};
 pub use tx::{Frame, TxRing};
 
 /// The most chains a ring hands out before they are completed, and the most packets a burst has.
@@ -99,6 +102,10 @@ pub enum RingFault {
     /// avail.idx is more than the ring's size ahead of what we consumed (virtio 1.3, 2.7.6).
     #[error("avail index jumps by more than the queue size")]
     AvailIndex,
+    /// A packed ring's chain that does not end within the slots the guest can have filled, or within any
+    /// sensible number: where the next one begins is unknown.
+    #[error("descriptor chain does not end")]
+    Endless,
     /// Too many malformed chains in a row.
     #[error("nothing but malformed descriptor chains")]
     Malformed,

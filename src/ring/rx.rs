@@ -5,7 +5,7 @@ use std::sync::Arc;
 use arrayvec::ArrayVec;
 
 use super::chain::{DESCRIPTORS, Stop};
-use super::split::SplitRing;
+use super::virtqueue::{Queue, Token, Virtqueue, either};
 use super::{ChainFault, Gather, NetHeader, RingConfig, RingFault};
 use crate::error::Result;
 use crate::guest::{GuestMemory, GuestSink, GuestStore, HostRange};
@@ -31,11 +31,19 @@ pub enum PushError {
 /// A guest's RX virtqueue: frames are copied in, used elements are staged, then published at once.
 #[derive(Debug)]
 pub struct RxRing {
-    split: SplitRing,
+    queue: Queue,
+    place: Place,
+}
+
+/// Where in the guest's buffers the frame being pushed goes.
+#[derive(Debug)]
+struct Place {
     header_len: usize,
     mergeable: bool,
-    /// The chains that the frame being pushed needs.
+    /// The chains it needs.
     chains: Box<ArrayVec<Target, DESCRIPTORS>>,
+    /// Slots they take together.
+    slots: u16,
     /// Their pieces, together exactly as long as header and frame.
     pieces: Box<ArrayVec<HostRange, DESCRIPTORS>>,
 }
@@ -43,7 +51,7 @@ pub struct RxRing {
 /// A chain to write to.
 #[derive(Clone, Copy, Debug)]
 struct Target {
-    head: u16,
+    token: Token,
     /// Bytes to be written to it.
     len: u32,
 }
@@ -55,23 +63,73 @@ impl RxRing {
     /// As [`super::TxRing::new`].
     pub fn new(memory: Arc<GuestMemory>, config: &RingConfig) -> Result<Self> {
         Ok(Self {
-            split: SplitRing::new(memory, config)?,
-            header_len: config.header_len,
-            mergeable: config.mergeable,
-            chains: Box::new(ArrayVec::new()),
-            pieces: Box::new(ArrayVec::new()),
+            queue: Queue::new(memory, config)?,
+            place: Place {
+                header_len: config.header_len,
+                mergeable: config.mergeable,
+                chains: Box::new(ArrayVec::new()),
+                slots: 0,
+                pieces: Box::new(ArrayVec::new()),
+            },
         })
     }
 
     /// Copies one frame behind its header into the next buffer (several with MRG_RXBUF).
     /// On an error the source may have been read in part; the caller re-creates it for a retry.
     ///
-    /// Descriptors behind those that the frame needs are not looked at.
+    /// Descriptors behind those that the frame needs are not looked at (of a packed ring: not used).
     ///
     /// # Errors
     /// See [`PushError`].
+    #[inline]
     pub fn push(&mut self, header: &NetHeader, frame: &mut impl Gather) -> Result<(), PushError> {
-        self.gather(self.header_len + frame.remaining())?;
+        let Self { queue, place } = self;
+        either!(queue, queue => place.push(queue, header, frame))
+    }
+
+    /// As [`super::TxRing::publish`].
+    #[inline]
+    pub fn publish(&mut self) -> bool {
+        either!(&mut self.queue, queue => queue.publish())
+    }
+
+    /// As [`super::TxRing::enable_kicks`]: a kick when the guest posts buffers; `true` if it has some.
+    pub fn enable_kicks(&mut self) -> bool {
+        either!(&mut self.queue, queue => queue.enable_kicks())
+    }
+
+    /// Tells the guest that we poll.
+    pub fn disable_kicks(&mut self) {
+        either!(&mut self.queue, queue => queue.disable_kicks());
+    }
+
+    /// As [`super::TxRing::position`].
+    pub fn position(&self) -> u16 {
+        either!(&self.queue, queue => queue.position())
+    }
+
+    /// Whether `publish` has something to show.
+    #[inline]
+    pub fn is_staged(&self) -> bool {
+        either!(&self.queue, queue => queue.is_staged())
+    }
+
+    /// The memory its pointers point into.
+    pub fn memory(&self) -> &Arc<GuestMemory> {
+        either!(&self.queue, queue => queue.memory())
+    }
+}
+
+impl Place {
+    /// See [`RxRing::push`].
+    #[inline]
+    fn push(
+        &mut self,
+        queue: &mut impl Virtqueue,
+        header: &NetHeader,
+        frame: &mut impl Gather,
+    ) -> Result<(), PushError> {
+        self.gather(queue, self.header_len + frame.remaining())?;
 
         // num_buffers is 1 without MRG_RXBUF (5.1.6.4.1); a header of ten bytes ends in front of it.
         let encoded = header.encode(self.chains.len() as u16);
@@ -92,36 +150,35 @@ impl RxRing {
             // SAFETY: the piece was translated by this ring's view, which keeps the memory.
             unsafe { GuestStore.fill(*piece, write) };
         }
-        self.split.judge(false);
-        self.split.advance(self.chains.len() as u16);
+        queue.judge(false);
+        queue.advance(self.slots);
         for chain in self.chains.iter() {
-            self.split.stage(chain.head, chain.len);
+            queue.stage(chain.token, chain.len);
         }
         Ok(())
     }
 
     /// Finds room for `total` bytes, in `chains` and `pieces`; takes nothing out unless a chain is malformed.
     #[inline]
-    fn gather(&mut self, total: usize) -> Result<(), PushError> {
-        let Self { split, pieces, chains, .. } = self;
-        pieces.clear();
-        chains.clear();
-        let mut waiting = split.available(false).map_err(PushError::Ring)?;
+    fn gather(&mut self, queue: &mut impl Virtqueue, total: usize) -> Result<(), PushError> {
+        self.pieces.clear();
+        self.chains.clear();
+        self.slots = 0;
+        queue.look(false).map_err(PushError::Ring)?;
         let mut budget = DESCRIPTORS;
         let mut missing = total;
         while missing > 0 {
-            let ahead = chains.len() as u16;
-            if ahead == waiting {
+            if !queue.is_ready(self.slots) {
                 // Those seen earlier are not enough; there may be more by now.
-                waiting = split.available(true).map_err(PushError::Ring)?;
-                if ahead == waiting {
+                queue.look(true).map_err(PushError::Ring)?;
+                if !queue.is_ready(self.slots) {
                     // A guest that has posted all it can will not post more.
-                    let all = ahead == split.size();
+                    let all = self.slots == queue.size();
                     return Err(if all { PushError::Oversize } else { PushError::Empty });
                 }
             }
-            let head = split.head(ahead);
             let mut len = 0;
+            let pieces = &mut self.pieces;
             let take = |piece: HostRange| {
                 let piece = piece.first(missing);
                 pieces.try_push(piece).map_err(|_| Stop::Budget)?;
@@ -129,21 +186,24 @@ impl RxRing {
                 missing -= piece.len();
                 if missing == 0 { Err(Stop::Enough) } else { Ok(()) }
             };
-            match split.read::<true>(head, &mut budget, take) {
-                Err(Stop::Fault(fault)) => return Err(self.refuse(head, fault)),
+            let (token, read) = queue.read::<true>(self.slots, &mut budget, take);
+            match read {
+                Err(Stop::Fault(fault)) => return Err(self.refuse(queue, token, fault)),
                 // In so many pieces that it alone is too much, or together with others.
-                Err(Stop::Budget) if ahead == 0 => return Err(self.refuse(head, ChainFault::Long)),
+                Err(Stop::Budget) if self.slots == 0 => return Err(self.refuse(queue, token, ChainFault::Long)),
                 Err(Stop::Budget) => return Err(PushError::Oversize),
+                Err(Stop::Ring(fault)) => return Err(PushError::Ring(fault)),
                 Ok(()) | Err(Stop::Enough) => {}
             }
             // Each buffer has to hold the header at least (5.1.6.3.1).
             if missing > 0 && len < self.header_len {
-                return Err(self.refuse(head, ChainFault::Short));
+                return Err(self.refuse(queue, token, ChainFault::Short));
             }
             if missing > 0 && !self.mergeable {
                 return Err(PushError::Oversize);
             }
-            chains.push(Target { head, len: len as u32 });
+            self.slots += token.slots;
+            self.chains.push(Target { token, len: len as u32 });
         }
         Ok(())
     }
@@ -151,50 +211,13 @@ impl RxRing {
     /// Takes a malformed chain out, and those in front of it that were gathered for the same frame:
     /// used buffers go back in order, and all of them with length 0.
     #[cold]
-    fn refuse(&mut self, head: u16, fault: ChainFault) -> PushError {
-        self.split.judge(true);
-        self.split.advance(self.chains.len() as u16 + 1);
+    fn refuse(&mut self, queue: &mut impl Virtqueue, bad: Token, fault: ChainFault) -> PushError {
+        queue.judge(true);
+        queue.advance(self.slots + bad.slots);
         for chain in self.chains.iter() {
-            self.split.stage(chain.head, 0);
+            queue.stage(chain.token, 0);
         }
-        self.split.stage(head, 0);
+        queue.stage(bad, 0);
         PushError::Chain(fault)
-    }
-
-    /// As [`super::TxRing::publish`].
-    #[inline]
-    pub fn publish(&mut self) -> bool {
-        self.split.publish()
-    }
-
-    /// As [`super::TxRing::enable_kicks`]: a kick when the guest posts buffers; `true` if it has some.
-    pub fn enable_kicks(&mut self) -> bool {
-        self.split.enable_kicks()
-    }
-
-    /// Tells the guest that we poll.
-    pub fn disable_kicks(&mut self) {
-        self.split.disable_kicks();
-    }
-
-    /// The used position, of what is published.
-    pub fn position(&self) -> u16 {
-        self.split.position()
-    }
-
-    /// Buffers posted and not consumed (reads avail.idx). 0 if the ring is broken.
-    pub fn backlog(&mut self) -> u16 {
-        self.split.backlog()
-    }
-
-    /// Whether `publish` has something to show.
-    #[inline]
-    pub fn is_staged(&self) -> bool {
-        self.split.is_staged()
-    }
-
-    /// The memory its pointers point into.
-    pub fn memory(&self) -> &Arc<GuestMemory> {
-        self.split.memory()
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use arrayvec::ArrayVec;
 
 use super::chain::{DESCRIPTORS, Stop};
-use super::split::SplitRing;
+use super::virtqueue::{Queue, Token, Virtqueue, either};
 use super::{BURST, ChainFault, Gather, NetHeader, RingConfig, RingFault};
 use crate::error::Result;
 use crate::guest::{GuestMemory, HostRange};
@@ -13,21 +13,30 @@ use crate::guest::{GuestMemory, HostRange};
 /// Length of an Ethernet header: no frame is shorter.
 const ETHERNET: usize = 14;
 
-// Positions index `heads` by their low bits.
+// Numbers of chains index `tokens` by their low bits.
 const _: () = assert!(BURST.is_power_of_two());
 
 /// A guest's TX virtqueue: chains come out in bursts, are completed strictly in order.
 #[derive(Debug)]
 pub struct TxRing {
-    split: SplitRing,
+    queue: Queue,
+    /// Of the chains in flight, by their number modulo `BURST`.
+    tokens: [Token; BURST],
+    /// Chains taken out and chains completed, ever, modulo 2^32.
+    popped: u32,
+    completed: u32,
+    burst: Burst,
+}
+
+/// The chains popped last.
+#[derive(Debug)]
+struct Burst {
     header_len: usize,
     max_frame: usize,
-    /// Heads of the chains in flight, by position modulo `BURST`.
-    heads: [u16; BURST],
-    /// The last burst, in the first `burst` places.
+    len: usize,
+    /// In the first `len` places.
     chains: [Chain; BURST],
-    burst: usize,
-    /// The pieces of its frames, without their virtio-net headers.
+    /// The pieces of their frames, without the virtio-net headers.
     pieces: Box<ArrayVec<HostRange, DESCRIPTORS>>,
 }
 
@@ -98,23 +107,28 @@ impl Gather for Frame<'_> {
 }
 
 impl TxRing {
-    /// Resolves and checks the ring's areas. If used.idx in memory differs from `config.base`, the
-    /// ring resumes from used.idx (virtio-user reconnects with base 0; QEMU restores used.idx).
+    /// Resolves and checks the ring's areas. A split ring resumes from used.idx in memory, whatever
+    /// `config.base` says (virtio-user reconnects with base 0; QEMU restores used.idx); a packed one from the
+    /// base, for its memory does not tell.
     /// Starts with kicks disabled. The first `publish` may find no signal wanted although the guest waits
     /// for one that a predecessor owed: signal once whenever a ring is handed out.
     ///
     /// # Errors
-    /// [`crate::Error::Protocol`] for a bad size or alignment, [`crate::Error::Memory`] if an area is not
+    /// [`crate::Error::Protocol`] for a bad size, base or alignment, [`crate::Error::Memory`] if an area is not
     /// inside one region.
     pub fn new(memory: Arc<GuestMemory>, config: &RingConfig) -> Result<Self> {
         Ok(Self {
-            split: SplitRing::new(memory, config)?,
-            header_len: config.header_len,
-            max_frame: config.max_frame,
-            heads: [0; BURST],
-            chains: [Chain::default(); BURST],
-            burst: 0,
-            pieces: Box::new(ArrayVec::new()),
+            queue: Queue::new(memory, config)?,
+            tokens: [Token::default(); BURST],
+            popped: 0,
+            completed: 0,
+            burst: Burst {
+                header_len: config.header_len,
+                max_frame: config.max_frame,
+                len: 0,
+                chains: [Chain::default(); BURST],
+                pieces: Box::new(ArrayVec::new()),
+            },
         })
     }
 
@@ -124,34 +138,129 @@ impl TxRing {
     /// # Errors
     /// The ring is broken, for good; what is in flight can still be completed and published.
     pub fn pop(&mut self, max: usize) -> Result<usize, RingFault> {
-        self.burst = 0;
+        let max = max.min(BURST - self.in_flight());
+        let Self { queue, tokens, popped, burst, .. } = self;
+        burst.clear();
+        either!(queue, queue => burst.fill(queue, max, tokens, popped)?);
+        Ok(burst.len)
+    }
+
+    /// The `i`-th chain of the last `pop`, read from its start.
+    ///
+    /// # Errors
+    /// The chain is malformed; it is to be completed like the others.
+    ///
+    /// # Panics
+    /// If the last `pop` returned `i` or less.
+    #[inline]
+    pub fn frame(&self, i: usize) -> Result<Frame<'_>, ChainFault> {
+        self.burst.frame(i)
+    }
+
+    /// Chains popped and not completed.
+    pub fn in_flight(&self) -> usize {
+        self.popped.wrapping_sub(self.completed) as usize
+    }
+
+    /// Retires the `n` oldest popped chains, in order, with used length 0. Visible after `publish`.
+    #[inline]
+    pub fn complete(&mut self, n: usize) {
+        debug_assert!(n <= self.in_flight());
+        let n = n.min(self.in_flight());
+        let Self { queue, tokens, completed, .. } = self;
+        let oldest = *completed as usize;
+        let chains = (0..n).map(|i| tokens[oldest.wrapping_add(i) % BURST]);
+        either!(queue, queue => queue.stage_empty(chains));
+        *completed = completed.wrapping_add(n as u32);
+    }
+
+    /// Forgets what was popped and not completed: it will be popped again.
+    pub fn rewind(&mut self) {
+        self.burst.clear();
+        self.popped = self.completed;
+        either!(&mut self.queue, queue => queue.rewind());
+    }
+
+    /// Makes completed chains visible with one release store. Returns whether the guest wants to be
+    /// signalled for them (virtio 1.3, 2.7.7 and 2.8.14); never when nothing was completed.
+    #[inline]
+    pub fn publish(&mut self) -> bool {
+        either!(&mut self.queue, queue => queue.publish())
+    }
+
+    /// Asks the guest for a kick on its next buffer, then looks again: `true` if there is one already
+    /// (do not sleep), or if the ring is broken (`pop` says how).
+    pub fn enable_kicks(&mut self) -> bool {
+        either!(&mut self.queue, queue => queue.enable_kicks())
+    }
+
+    /// Tells the guest that we poll.
+    pub fn disable_kicks(&mut self) {
+        either!(&mut self.queue, queue => queue.disable_kicks());
+    }
+
+    /// The used position, of what is published: the answer to GET_VRING_BASE when nothing is in flight.
+    /// Of a packed ring with the wrap counter in bit 15.
+    pub fn position(&self) -> u16 {
+        either!(&self.queue, queue => queue.position())
+    }
+
+    /// Whether `publish` has something to show.
+    #[inline]
+    pub fn is_staged(&self) -> bool {
+        either!(&self.queue, queue => queue.is_staged())
+    }
+
+    /// The memory its pointers point into.
+    pub fn memory(&self) -> &Arc<GuestMemory> {
+        either!(&self.queue, queue => queue.memory())
+    }
+}
+
+impl Burst {
+    fn clear(&mut self) {
+        self.len = 0;
         self.pieces.clear();
-        let room = BURST - usize::from(self.split.in_flight());
-        let max = max.min(room).min(self.split.available(false)?.into());
+    }
+
+    /// See [`TxRing::pop`].
+    #[inline]
+    fn fill(
+        &mut self,
+        queue: &mut impl Virtqueue,
+        max: usize,
+        tokens: &mut [Token; BURST],
+        popped: &mut u32,
+    ) -> Result<(), RingFault> {
+        queue.look(false)?;
         let mut budget = DESCRIPTORS;
-        while self.burst < max {
-            let head = self.split.head(0);
-            let fault = match self.parse(head, &mut budget) {
+        while self.len < max && queue.is_ready(0) {
+            let (token, read) = self.parse(queue, &mut budget);
+            let fault = match read {
                 Ok(()) => None,
                 Err(Stop::Fault(fault)) => Some(fault),
                 // It may fit into a burst of its own.
-                Err(_) if self.burst > 0 => break,
+                Err(Stop::Budget) if self.len > 0 => break,
+                Err(Stop::Ring(fault)) if self.len == 0 => return Err(fault),
+                // The next burst says why.
+                Err(Stop::Ring(_)) => break,
                 Err(_) => Some(ChainFault::Long),
             };
-            self.split.judge(fault.is_some());
-            self.chains[self.burst].fault = fault;
-            self.heads[usize::from(self.split.next()) % BURST] = head;
-            self.split.advance(1);
-            self.burst += 1;
+            queue.judge(fault.is_some());
+            queue.advance(token.slots);
+            self.chains[self.len].fault = fault;
+            self.len += 1;
+            tokens[*popped as usize % BURST] = token;
+            *popped = popped.wrapping_add(1);
         }
-        Ok(self.burst)
+        Ok(())
     }
 
     /// Reads one chain into the next place of the burst; on failure none of its pieces stays.
     #[inline]
-    fn parse(&mut self, head: u16, budget: &mut usize) -> Result<(), Stop> {
-        let Self { split, header_len, max_frame, pieces, chains, burst, .. } = self;
-        let chain = &mut chains[*burst];
+    fn parse(&mut self, queue: &mut impl Virtqueue, budget: &mut usize) -> (Token, Result<(), Stop>) {
+        let Self { header_len, max_frame, pieces, chains, len, .. } = self;
+        let chain = &mut chains[*len];
         let first = pieces.len();
         let header_len = *header_len;
         let most = header_len + *max_frame;
@@ -181,31 +290,25 @@ impl TxRing {
             }
             Ok(())
         };
-        let read = split.read::<false>(head, budget, take);
+        let (token, read) = queue.read::<false>(0, budget, take);
         let read = match read {
             Ok(()) if total < header_len + ETHERNET => Err(Stop::Fault(ChainFault::Short)),
             read => read,
         };
-        if let Err(stop) = read {
+        if read.is_err() {
             pieces.truncate(first);
-            return Err(stop);
+            return (token, read);
         }
         chain.first = first as u16;
         chain.end = pieces.len() as u16;
         chain.len = (total - header_len) as u32;
-        Ok(())
+        (token, Ok(()))
     }
 
-    /// The `i`-th chain of the last `pop`, read from its start.
-    ///
-    /// # Errors
-    /// The chain is malformed; it is to be completed like the others.
-    ///
-    /// # Panics
-    /// If the last `pop` returned `i` or less.
+    /// See [`TxRing::frame`].
     #[inline]
-    pub fn frame(&self, i: usize) -> Result<Frame<'_>, ChainFault> {
-        let chain = &self.chains[..self.burst][i];
+    fn frame(&self, i: usize) -> Result<Frame<'_>, ChainFault> {
+        let chain = &self.chains[..self.len][i];
         if let Some(fault) = chain.fault {
             return Err(fault);
         }
@@ -214,66 +317,5 @@ impl TxRing {
         // Never fails: a chain has at least an Ethernet header.
         let piece = *pieces.next().ok_or(ChainFault::Short)?;
         Ok(Frame { header: chain.header, len, remaining: len, piece, pieces })
-    }
-
-    /// Chains popped and not completed.
-    pub fn in_flight(&self) -> usize {
-        self.split.in_flight().into()
-    }
-
-    /// Retires the `n` oldest popped chains, in order, with used length 0. Visible after `publish`.
-    #[inline]
-    pub fn complete(&mut self, n: usize) {
-        debug_assert!(n <= self.in_flight());
-        let oldest = usize::from(self.split.oldest());
-        let heads = &self.heads;
-        self.split.stage_empty((0..n.min(self.split.in_flight().into())).map(|i| heads[(oldest + i) % BURST]));
-    }
-
-    /// Forgets what was popped and not completed: it will be popped again.
-    pub fn rewind(&mut self) {
-        self.burst = 0;
-        self.pieces.clear();
-        self.split.rewind();
-    }
-
-    /// Makes completed chains visible with one release store. Returns whether the guest wants to be
-    /// signalled for them (NO_INTERRUPT / used_event honoured, virtio 1.3, 2.7.7); never when nothing was completed.
-    #[inline]
-    pub fn publish(&mut self) -> bool {
-        self.split.publish()
-    }
-
-    /// Asks the guest for a kick on its next buffer, then looks again: `true` if there is one already
-    /// (do not sleep), or if the ring is broken (`pop` says how).
-    pub fn enable_kicks(&mut self) -> bool {
-        self.split.enable_kicks()
-    }
-
-    /// Tells the guest that we poll.
-    pub fn disable_kicks(&mut self) {
-        self.split.disable_kicks();
-    }
-
-    /// The used position: the answer to GET_VRING_BASE when nothing is in flight and all is published.
-    pub fn position(&self) -> u16 {
-        self.split.position()
-    }
-
-    /// Free-running count of chains the guest has made available beyond those popped (reads avail.idx).
-    /// 0 if the ring is broken.
-    pub fn backlog(&mut self) -> u16 {
-        self.split.backlog()
-    }
-
-    /// Whether `publish` has something to show.
-    #[inline]
-    pub fn is_staged(&self) -> bool {
-        self.split.is_staged()
-    }
-
-    /// The memory its pointers point into.
-    pub fn memory(&self) -> &Arc<GuestMemory> {
-        self.split.memory()
     }
 }

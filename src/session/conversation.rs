@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures as Protocol};
 
-use super::features::PROTOCOL_FEATURES;
+use super::features::{PROTOCOL_FEATURES, RING_PACKED};
 use super::message::Message;
 use super::wire::{Reply, Request, message_name};
 use super::{Lanes, Offer, RingState, SessionState};
@@ -296,11 +296,16 @@ impl Session {
         }
     }
 
+    /// The rings are packed ones.
+    fn is_packed(&self) -> bool {
+        self.state.features.is_some_and(|features| features & RING_PACKED != 0)
+    }
+
     fn set_vring_num(&mut self, ring: u32, size: u32, lanes: &mut impl Lanes) -> Result<()> {
         let index = self.idle_ring(ring, "size")?;
-        if !size.is_power_of_two() || size > MAX_RING_SIZE {
+        if !(1..=MAX_RING_SIZE).contains(&size) || !(self.is_packed() || size.is_power_of_two()) {
             return Err(refused(format!(
-                "size {size} of ring {ring}; it must be a power of two up to {MAX_RING_SIZE}"
+                "size {size} of ring {ring}; it must be a power of two (of a packed ring any number) up to {MAX_RING_SIZE}"
             )));
         }
         // The ring may have been started before it was complete.
@@ -320,8 +325,9 @@ impl Session {
             return Err(refused(format!("flags {flags:#x} of ring {ring}: dirty logging is not offered")));
         }
         let RingAddresses { desc, avail, used } = addresses;
-        // Virtio 1.3, 2.7.
-        if desc.0 % 16 != 0 || avail.0 % 2 != 0 || used.0 % 4 != 0 {
+        // Virtio 1.3, 2.7 and 2.8.
+        let avail_align = if self.is_packed() { 4 } else { 2 };
+        if desc.0 % 16 != 0 || avail.0 % avail_align != 0 || used.0 % 4 != 0 {
             return Err(refused(format!("misaligned ring {ring}: {addresses:x?}")));
         }
         if self.state.rings[index].addresses == Some(addresses) {
@@ -334,8 +340,18 @@ impl Session {
 
     fn set_vring_base(&mut self, ring: u32, base: u32) -> Result<()> {
         let index = self.idle_ring(ring, "base")?;
-        let Ok(base) = u16::try_from(base) else {
-            return Err(refused(format!("base {base:#x} of ring {ring}; a split ring's has 16 bits")));
+        let base = if self.is_packed() {
+            // Where to go on reading, and in the upper half where to go on writing: the same for us, who
+            // retire in order, and front ends disagree about what they send there.
+            let base = base as u16;
+            let (at, size) = (base & 0x7fff, self.state.rings[index].size);
+            if size != 0 && at >= size {
+                return Err(refused(format!("base {base:#x} of ring {ring}: descriptor {at} of {size}")));
+            }
+            base
+        } else {
+            u16::try_from(base)
+                .map_err(|_| refused(format!("base {base:#x} of ring {ring}; a split ring's has 16 bits")))?
         };
         self.state.rings[index].base = base;
         Ok(())
@@ -350,8 +366,8 @@ impl Session {
             stop(&mut self.state.rings[index], position);
             self.hand_out(lanes);
         }
-        let base = self.state.rings[index].base;
-        Ok(Answer::RingState(ring, base.into()))
+        let base = u32::from(self.state.rings[index].base);
+        Ok(Answer::RingState(ring, if self.is_packed() { base | base << 16 } else { base }))
     }
 
     fn set_status(&mut self, status: u64, lanes: &mut impl Lanes) -> Result<()> {

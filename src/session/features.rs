@@ -43,6 +43,10 @@ pub const EVENT_IDX: u64 = 1 << 29;
 pub const PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
 /// VIRTIO_F_VERSION_1.
 pub const VERSION_1: u64 = 1 << 32;
+/// VIRTIO_F_RING_PACKED.
+pub const RING_PACKED: u64 = 1 << 34;
+/// VIRTIO_F_IN_ORDER: we use buffers in the order in which they were made available.
+pub const IN_ORDER: u64 = 1 << 35;
 
 /// What every port serves, whatever its VF and settings.
 ///
@@ -58,10 +62,12 @@ const ALWAYS: u64 = NET_MTU
     | INDIRECT_DESC
     | EVENT_IDX
     | PROTOCOL_FEATURES
-    | VERSION_1;
+    | VERSION_1
+    | RING_PACKED
+    | IN_ORDER;
 
 /// Names for people, of every bit that can be offered.
-const NAMES: [(u64, &str); 17] = [
+const NAMES: [(u64, &str); 19] = [
     (NET_CSUM, "csum"),
     (NET_GUEST_CSUM, "guest_csum"),
     (NET_MTU, "mtu"),
@@ -78,6 +84,8 @@ const NAMES: [(u64, &str); 17] = [
     (EVENT_IDX, "event_idx"),
     (PROTOCOL_FEATURES, "protocol_features"),
     (VERSION_1, "version_1"),
+    (RING_PACKED, "ring_packed"),
+    (IN_ORDER, "in_order"),
     (1 << 26, "log_all"),
 ];
 
@@ -344,11 +352,11 @@ mod tests {
         }
     }
 
-    /// Not before they are served: IN_ORDER, RING_PACKED, LOG_ALL, GUEST_TSO, STATUS, MAC.
+    /// Not before they are served: LOG_ALL, GUEST_TSO, STATUS, MAC.
     #[test]
     fn nothing_is_offered_that_is_not_served() {
         let offer = Offer::resolve(&Offloads::Auto, Some(&caps(true)), 32, 9000);
-        for bit in [5, 7, 8, 9, 10, 14, 16, 24, 26, 33, 34, 35, 40] {
+        for bit in [5, 7, 8, 9, 10, 14, 16, 24, 26, 33, 40] {
             assert_eq!(offer.features >> bit & 1, 0, "bit {bit}");
         }
         assert_eq!(offer.protocol_features, 0x1_a019);

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use super::features::{EVENT_IDX, INDIRECT_DESC, NET_MRG_RXBUF, VERSION_1};
+use super::features::{EVENT_IDX, IN_ORDER, INDIRECT_DESC, NET_MRG_RXBUF, RING_PACKED, VERSION_1};
 use crate::guest::RegionSpec;
 use crate::ring::{NetHeader, RingAddresses, RingConfig};
 
@@ -32,7 +32,8 @@ pub struct RingState {
     pub size: u16,
     /// SET_VRING_ADDR; `None` before.
     pub addresses: Option<RingAddresses>,
-    /// SET_VRING_BASE, or where the ring was stopped. The position of a *running* ring is in its lane.
+    /// SET_VRING_BASE, or where the ring was stopped. Of a packed ring with the wrap counter in bit 15. The
+    /// position of a *running* ring is in its lane.
     pub base: u16,
     /// SET_VRING_KICK was received; ended by GET_VRING_BASE, reset, disconnect.
     pub started: bool,
@@ -63,6 +64,8 @@ impl SessionState {
         }
         let has = |bits: u64| features & bits != 0;
         Some(RingConfig {
+            packed: has(RING_PACKED),
+            in_order: has(IN_ORDER),
             size: ring.size,
             addresses,
             base: ring.base,

@@ -46,6 +46,8 @@ impl Guest {
     fn plan(&self, ring: &Driver) -> RingPlan {
         let user = |at: usize| UserAddr(USER + at as u64);
         let config = RingConfig {
+            packed: false,
+            in_order: false,
             size: ring.size,
             addresses: RingAddresses {
                 desc: user(ring.desc_at()),
