@@ -23,6 +23,12 @@
 
 /* struct rte_mbuf */
 enum {
+	/* 0 where mbufs do not have it: libdpdk was built for IOVA = VA only (the switch's name changed in 23.03) */
+#if (defined(RTE_IOVA_AS_PA) && RTE_IOVA_AS_PA) || (defined(RTE_IOVA_IN_MBUF) && RTE_IOVA_IN_MBUF)
+	SHIM_MBUF_BUF_IOVA = offsetof(struct rte_mbuf, buf_iova),
+#else
+	SHIM_MBUF_BUF_IOVA = 0,
+#endif
 	SHIM_MBUF_BUF_ADDR = offsetof(struct rte_mbuf, buf_addr),
 	SHIM_MBUF_DATA_OFF = offsetof(struct rte_mbuf, data_off),
 	SHIM_MBUF_REFCNT = offsetof(struct rte_mbuf, refcnt),

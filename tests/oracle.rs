@@ -6,7 +6,9 @@ use std::collections::VecDeque;
 
 use proptest::prelude::*;
 use virtio_forwarder::guest::{Gpa, GuestMemory, RegionSpec, UserAddr};
-use virtio_forwarder::ring::{BURST, Gather, NetHeader, PushError, RingAddresses, RingConfig, RxRing, TxRing};
+use virtio_forwarder::ring::{
+    BURST, Gather, IN_FLIGHT, NetHeader, PushError, RingAddresses, RingConfig, RxRing, TxRing,
+};
 use virtio_queue::desc::split::Descriptor as QueueDescriptor;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
@@ -336,7 +338,7 @@ proptest! {
             match *act {
                 Act::Pop(max) => {
                     // A ring looks at avail.idx only when what it saw there is used up.
-                    let max = max.min(BURST - ring.in_flight());
+                    let max = max.min(BURST).min(IN_FLIGHT - ring.in_flight());
                     let mut popped = 0;
                     while let n @ 1.. = ring.pop(max - popped).unwrap() {
                       popped += n;

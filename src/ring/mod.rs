@@ -30,8 +30,12 @@ pub use header::{Gso, NetHeader};
 pub use rx::{PushError, RxRing};
 pub use tx::{Frame, TxRing};
 
-/// The most chains a ring hands out before they are completed, and the most packets a burst has.
+/// The most packets a burst has.
 pub const BURST: usize = 32;
+
+/// The most chains a TX ring hands out before they are completed: of a VF that is slow to say what it has sent,
+/// as many as its queue holds.
+pub const IN_FLIGHT: usize = 1024;
 
 /// Bytes that can be read once, front to back: a frame in guest memory, a received mbuf, a slice.
 pub trait Gather {

@@ -46,6 +46,14 @@ impl Cursor {
         if index < size { Self { index, ..self } } else { Self { index: index - size, wrap: !self.wrap } }
     }
 
+    /// `slots` back, at most one round.
+    fn minus(self, slots: u16, size: u16) -> Self {
+        match self.index.checked_sub(slots) {
+            Some(index) => Self { index, ..self },
+            None => Self { index: self.index + (size - slots), wrap: !self.wrap },
+        }
+    }
+
     /// Index in bits 0 to 14, wrap counter in bit 15.
     fn encode(self) -> u16 {
         self.index | if self.wrap { WRAP } else { 0 }
@@ -267,9 +275,10 @@ impl Virtqueue for PackedRing {
         }
     }
 
-    fn rewind(&mut self) {
-        self.next = self.used;
-        self.flying = 0;
+    fn put_back(&mut self, slots: u16) {
+        debug_assert!(slots <= self.flying);
+        self.next = self.next.minus(slots, self.size);
+        self.flying -= slots;
     }
 
     #[inline]

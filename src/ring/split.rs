@@ -196,8 +196,8 @@ impl Virtqueue for SplitRing {
         self.used = self.used.wrapping_add(n as u16);
     }
 
-    fn rewind(&mut self) {
-        self.next = self.used;
+    fn put_back(&mut self, slots: u16) {
+        self.next = self.next.wrapping_sub(slots);
     }
 
     #[inline]

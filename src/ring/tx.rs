@@ -6,7 +6,7 @@ use arrayvec::ArrayVec;
 
 use super::chain::{DESCRIPTORS, Stop};
 use super::virtqueue::{Queue, Token, Virtqueue, either};
-use super::{BURST, ChainFault, Gather, NetHeader, RingConfig, RingFault};
+use super::{BURST, ChainFault, Gather, IN_FLIGHT, NetHeader, RingConfig, RingFault};
 use crate::error::Result;
 use crate::guest::{GuestMemory, HostRange};
 
@@ -14,15 +14,15 @@ use crate::guest::{GuestMemory, HostRange};
 const ETHERNET: usize = 14;
 
 // Numbers of chains index `tokens` by their low bits.
-const _: () = assert!(BURST.is_power_of_two());
+const _: () = assert!(IN_FLIGHT.is_power_of_two());
 
 /// A guest's TX virtqueue: chains come out in bursts, are completed strictly in order.
 #[derive(Debug)]
 pub struct TxRing {
     queue: Queue,
-    /// Of the chains in flight, by their number modulo `BURST`.
-    tokens: [Token; BURST],
-    /// Chains taken out and chains completed, ever, modulo 2^32.
+    /// Of the chains in flight, by their number modulo `IN_FLIGHT`.
+    tokens: Box<[Token; IN_FLIGHT]>,
+    /// Numbers of the next chain to take out and of the oldest in flight, modulo 2^32.
     popped: u32,
     completed: u32,
     burst: Burst,
@@ -78,6 +78,14 @@ impl Frame<'_> {
     }
 }
 
+impl Frame<'_> {
+    /// All of it, if it lies in one piece and nothing was read of it.
+    #[inline]
+    pub fn whole(&self) -> Option<HostRange> {
+        (self.piece.len() == self.len).then_some(self.piece)
+    }
+}
+
 impl Gather for Frame<'_> {
     #[inline]
     fn remaining(&self) -> usize {
@@ -119,7 +127,7 @@ impl TxRing {
     pub fn new(memory: Arc<GuestMemory>, config: &RingConfig) -> Result<Self> {
         Ok(Self {
             queue: Queue::new(memory, config)?,
-            tokens: [Token::default(); BURST],
+            tokens: Box::new([Token::default(); IN_FLIGHT]),
             popped: 0,
             completed: 0,
             burst: Burst {
@@ -132,13 +140,17 @@ impl TxRing {
         })
     }
 
-    /// Parses up to `max` more chains (never more than `BURST` popped and not completed) and returns how
-    /// many this burst has; `frame(0..n)` then looks at them. Each descriptor is read once.
+    /// Parses up to `max` more chains (never more than [`BURST`], nor [`IN_FLIGHT`] popped and not completed) and
+    /// returns how many this burst has; `frame(0..n)` then looks at them. Each descriptor is read once.
     ///
     /// # Errors
     /// The ring is broken, for good; what is in flight can still be completed and published.
     pub fn pop(&mut self, max: usize) -> Result<usize, RingFault> {
-        let max = max.min(BURST - self.in_flight());
+        let max = max.min(BURST).min(IN_FLIGHT - self.in_flight());
+        if self.in_flight() == 0 {
+            // The same few lines of `tokens` again.
+            (self.popped, self.completed) = (0, 0);
+        }
         let Self { queue, tokens, popped, burst, .. } = self;
         burst.clear();
         either!(queue, queue => burst.fill(queue, max, tokens, popped)?);
@@ -166,19 +178,32 @@ impl TxRing {
     #[inline]
     pub fn complete(&mut self, n: usize) {
         debug_assert!(n <= self.in_flight());
-        let n = n.min(self.in_flight());
+        let mut left = n.min(self.in_flight());
         let Self { queue, tokens, completed, .. } = self;
-        let oldest = *completed as usize;
-        let chains = (0..n).map(|i| tokens[oldest.wrapping_add(i) % BURST]);
-        either!(queue, queue => queue.stage_empty(chains));
-        *completed = completed.wrapping_add(n as u32);
+        while left > 0 {
+            let n = left.min(BURST);
+            let oldest = *completed as usize;
+            let chains = (0..n).map(|i| tokens[(oldest + i) % IN_FLIGHT]);
+            either!(queue, queue => queue.stage_empty(chains));
+            *completed = completed.wrapping_add(n as u32);
+            left -= n;
+        }
     }
 
-    /// Forgets what was popped and not completed: it will be popped again.
-    pub fn rewind(&mut self) {
+    /// Forgets the `n` chains popped last, which are not completed: they will be popped again.
+    pub fn put_back(&mut self, n: usize) {
+        debug_assert!(n <= self.in_flight());
         self.burst.clear();
-        self.popped = self.completed;
-        either!(&mut self.queue, queue => queue.rewind());
+        for _ in 0..n.min(self.in_flight()) {
+            self.popped = self.popped.wrapping_sub(1);
+            let slots = self.tokens[self.popped as usize % IN_FLIGHT].slots;
+            either!(&mut self.queue, queue => queue.put_back(slots));
+        }
+    }
+
+    /// Puts back all that is in flight.
+    pub fn rewind(&mut self) {
+        self.put_back(self.in_flight());
     }
 
     /// Makes completed chains visible with one release store. Returns whether the guest wants to be
@@ -229,7 +254,7 @@ impl Burst {
         &mut self,
         queue: &mut impl Virtqueue,
         max: usize,
-        tokens: &mut [Token; BURST],
+        tokens: &mut [Token; IN_FLIGHT],
         popped: &mut u32,
     ) -> Result<(), RingFault> {
         queue.look(false)?;
@@ -250,7 +275,7 @@ impl Burst {
             queue.advance(token.slots);
             self.chains[self.len].fault = fault;
             self.len += 1;
-            tokens[*popped as usize % BURST] = token;
+            tokens[*popped as usize % IN_FLIGHT] = token;
             *popped = popped.wrapping_add(1);
         }
         Ok(())

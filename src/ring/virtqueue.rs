@@ -50,8 +50,8 @@ pub(super) trait Virtqueue {
     /// Retires the oldest chains in flight, with nothing written.
     fn stage_empty(&mut self, chains: impl ExactSizeIterator<Item = Token>);
 
-    /// Puts all that is in flight back.
-    fn rewind(&mut self);
+    /// Puts the chains in flight that were taken out last back, of so many slots together.
+    fn put_back(&mut self, slots: u16);
 
     /// See [`super::TxRing::publish`].
     fn publish(&mut self) -> bool;

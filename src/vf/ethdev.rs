@@ -10,7 +10,7 @@ pub use super::mbuf::{RxMbuf, TxMbuf};
 use super::mempool::Pool;
 use super::queue::Wake;
 pub use super::queue::{EthdevRx, EthdevTx};
-use super::{MAX_MTU, Mac, Queues, VfCaps, VfConfig, VfLink, VfSpec, eal, pci, quirks};
+use super::{MAX_MTU, Mac, Queues, VfCaps, VfConfig, VfLink, VfSpec, eal, pci, quirks, zero_copy};
 use crate::error::{Error, Result};
 use crate::ring::BURST;
 
@@ -155,9 +155,11 @@ impl EthdevVf {
         let room = data_room(config.mtu).max(quirks::least_data_room(&self.spec));
         let (tx_room, tx_max) = self.tx_sizes(&info, room);
         let per_queue = u32::from(tx_descriptors) + if self.caps_tso(&info) { 1536 } else { 512 };
-        let send_pool = Arc::new(Pool::send(u32::from(queues) * per_queue - 1, tx_room, node)?);
+        let lends = zero_copy::returns(&self.spec, &self.caps.driver).is_some();
+        let shared =
+            if lends { None } else { Some(Arc::new(Pool::send(u32::from(queues) * per_queue - 1, tx_room, node)?)) };
         let (mut tx, mut rx) = (Vec::new(), Vec::new());
-        let mut pools = Vec::new();
+        let mut pools: Vec<_> = shared.iter().cloned().collect();
         for queue in 0..queues {
             // SAFETY: the default configuration of the driver (null).
             let rc = unsafe {
@@ -170,14 +172,22 @@ impl EthdevVf {
                 )
             };
             self.check("rte_eth_tx_queue_setup", rc, "ask for fewer queues")?;
+            let pool = match &shared {
+                Some(pool) => Arc::clone(pool),
+                None => Arc::new(Pool::lending(per_queue, tx_room, node)?),
+            };
+            pools.push(Arc::clone(&pool));
             tx.push(EthdevTx {
                 port: self.port,
                 queue,
-                pool: Arc::clone(&send_pool),
+                pool,
                 stash: ArrayVec::new(),
                 room: tx_room.into(),
                 min: self.min_frame(),
                 max: tx_max as usize,
+                lends,
+                lent: 0,
+                lenders: ArrayVec::new(),
             });
 
             let pool = Arc::new(Pool::receive(u32::from(rx_descriptors) + RX_SPARE, room, node)?);
@@ -203,7 +213,6 @@ impl EthdevVf {
             }
             rx.push(EthdevRx { port: self.port, queue, pool, wake: Wake::none() });
         }
-        pools.push(send_pool);
         self.keep(queues, config.mtu, pools);
         if let Some(configured) = &mut self.configured {
             configured.wakes = rx.iter().map(|rx| Arc::clone(&rx.wake)).collect();

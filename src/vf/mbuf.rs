@@ -8,8 +8,15 @@ use dpdk_sys::rte_mbuf;
 
 use super::mempool::Stack;
 use super::{RxPacket, TxOffload, TxPacket};
-use crate::guest::GuestSink;
+use crate::guest::{GuestSink, HostRange};
 use crate::ring::Gather;
+
+/// Private bytes of each mbuf of a lending pool: the address of its own buffer for the device. A cache line, so
+/// that the buffer stays aligned as it would be without.
+pub(super) const LENT_PRIV: u16 = 64;
+
+/// Behind it, the buffer's length.
+const OWN_LEN: u32 = 8;
 
 /// A pointer to a live mbuf that whoever holds this may use alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,21 +87,25 @@ impl Mbuf {
         NonNull::new(next).map(Self)
     }
 
+    /// Where the data begins in the buffer.
+    fn offset(self) -> u16 {
+        // SAFETY: rte_mbuf.data_off is 16 bits.
+        unsafe { self.get(dpdk_sys::SHIM_MBUF_DATA_OFF) }
+    }
+
     fn data(self) -> *mut u8 {
-        // SAFETY: buf_addr is a pointer, data_off 16 bits and inside the buffer.
+        // SAFETY: buf_addr is a pointer, and data_off inside the buffer.
         unsafe {
             let buffer: *mut u8 = self.get(dpdk_sys::SHIM_MBUF_BUF_ADDR);
-            let offset: u16 = self.get(dpdk_sys::SHIM_MBUF_DATA_OFF);
-            buffer.add(offset.into())
+            buffer.add(self.offset().into())
         }
     }
 
     /// Bytes from the start of the data to the end of the buffer.
     fn room(self) -> usize {
-        // SAFETY: both are 16 bits.
-        let (buffer, offset): (u16, u16) =
-            unsafe { (self.get(dpdk_sys::SHIM_MBUF_BUF_LEN), self.get(dpdk_sys::SHIM_MBUF_DATA_OFF)) };
-        (buffer - offset).into()
+        // SAFETY: rte_mbuf.buf_len is 16 bits.
+        let buffer: u16 = unsafe { self.get(dpdk_sys::SHIM_MBUF_BUF_LEN) };
+        (buffer - self.offset()).into()
     }
 
     /// Copies the next `len` bytes of `source` into this empty segment, and zeros up to `padded`.
@@ -106,6 +117,68 @@ impl Mbuf {
         bytes[len..].fill(0);
         // SAFETY: rte_mbuf.data_len is 16 bits, and the room was.
         unsafe { self.set(dpdk_sys::SHIM_MBUF_DATA_LEN, padded as u16) };
+    }
+
+    /// The buffer that was allocated with it, of a lending pool.
+    #[inline]
+    fn own_buffer(self) -> *mut u8 {
+        let before = dpdk_sys::SHIM_MBUF_SIZE as usize + usize::from(LENT_PRIV);
+        self.0.as_ptr().cast::<u8>().wrapping_add(before)
+    }
+
+    /// Notes where the device finds its own buffer, and its length.
+    ///
+    /// # Safety
+    /// A fresh mbuf of a pool with [`LENT_PRIV`] private bytes.
+    pub(super) unsafe fn remember_iova(self) {
+        if dpdk_sys::SHIM_MBUF_BUF_IOVA != 0 {
+            // SAFETY: buf_iova is 64 bits; there are private bytes right behind the header.
+            unsafe { self.set(dpdk_sys::SHIM_MBUF_SIZE, self.get::<u64>(dpdk_sys::SHIM_MBUF_BUF_IOVA)) };
+        }
+        // SAFETY: buf_len is 16 bits; as above.
+        unsafe { self.set(dpdk_sys::SHIM_MBUF_SIZE + OWN_LEN, self.get::<u16>(dpdk_sys::SHIM_MBUF_BUF_LEN)) };
+    }
+
+    /// Points it to the `len` bytes at `data`, without headroom: a driver that writes its header in front of the
+    /// data would write into the guest's memory. IOVA = VA.
+    ///
+    /// # Safety
+    /// As [`Self::remember_iova`], which was called; the memory stays until the mbuf is back.
+    #[inline]
+    unsafe fn lend(self, data: *mut u8, len: u16) {
+        // SAFETY: each field has the width that it is written with.
+        unsafe {
+            self.set(dpdk_sys::SHIM_MBUF_BUF_ADDR, data);
+            if dpdk_sys::SHIM_MBUF_BUF_IOVA != 0 {
+                self.set(dpdk_sys::SHIM_MBUF_BUF_IOVA, data.addr() as u64);
+            }
+            self.set(dpdk_sys::SHIM_MBUF_BUF_LEN, len);
+            self.set(dpdk_sys::SHIM_MBUF_DATA_OFF, 0_u16);
+            self.set(dpdk_sys::SHIM_MBUF_DATA_LEN, len);
+            self.set(dpdk_sys::SHIM_MBUF_PKT_LEN, u32::from(len));
+        }
+    }
+
+    /// Gives it its own buffer back. Whether it pointed elsewhere.
+    ///
+    /// # Safety
+    /// An mbuf of a lending pool.
+    #[inline]
+    pub(super) unsafe fn restore(self) -> bool {
+        // SAFETY: rte_mbuf.buf_addr is a pointer.
+        let buffer: *mut u8 = unsafe { self.get(dpdk_sys::SHIM_MBUF_BUF_ADDR) };
+        let lent = buffer != self.own_buffer();
+        if lent {
+            // SAFETY: as in `lend` and `remember_iova`; the buffer's length is what the pool's layout says.
+            unsafe {
+                self.set(dpdk_sys::SHIM_MBUF_BUF_ADDR, self.own_buffer());
+                if dpdk_sys::SHIM_MBUF_BUF_IOVA != 0 {
+                    self.set(dpdk_sys::SHIM_MBUF_BUF_IOVA, self.get::<u64>(dpdk_sys::SHIM_MBUF_SIZE));
+                }
+                self.set(dpdk_sys::SHIM_MBUF_BUF_LEN, self.get::<u16>(dpdk_sys::SHIM_MBUF_SIZE + OWN_LEN));
+            }
+        }
+        lent
     }
 
     fn free(self) {
@@ -155,6 +228,22 @@ impl TxMbuf {
         Some(frame)
     }
 
+    /// A frame that stays where it is: `fresh` is pointed to it.
+    ///
+    /// # Safety
+    /// `fresh` is a fresh mbuf of a lending pool; the range stays mapped until the mbuf is back.
+    pub(super) unsafe fn over(fresh: Mbuf, frame: HostRange) -> Self {
+        // SAFETY: as promised.
+        unsafe { fresh.lend(frame.as_ptr(), frame.len() as u16) };
+        Self(fresh)
+    }
+
+    /// Its bytes are in guest memory. All others have headroom.
+    #[inline]
+    pub(super) fn is_lent(&self) -> bool {
+        self.0.offset() == 0
+    }
+
     /// It asks for an offload, so the driver's tx_prepare has to see it.
     pub(super) fn flags(&self) -> u64 {
         self.0.flags()
@@ -162,7 +251,12 @@ impl TxMbuf {
 }
 
 impl Drop for TxMbuf {
+    /// Without having been sent: not among those that came back.
     fn drop(&mut self) {
+        if self.is_lent() {
+            // SAFETY: only mbufs of lending pools are lent.
+            unsafe { self.0.restore() };
+        }
         self.0.free();
     }
 }
@@ -173,11 +267,17 @@ impl TxPacket for TxMbuf {
     }
 
     fn head(&self) -> &[u8] {
+        if self.is_lent() {
+            return &[];
+        }
         // SAFETY: data_len bytes of the first segment were written; the mbuf is ours while `self` lives.
         unsafe { std::slice::from_raw_parts(self.0.data(), self.0.data_len().into()) }
     }
 
     fn head_mut(&mut self) -> &mut [u8] {
+        if self.is_lent() {
+            return &mut [];
+        }
         // SAFETY: as in `head`, and `self` is borrowed mutably.
         unsafe { std::slice::from_raw_parts_mut(self.0.data(), self.0.data_len().into()) }
     }

@@ -7,8 +7,13 @@
 //! lane is home. Handing the lane over hands the pool over, and orders the accesses. There is no
 //! lock; debug builds panic when two threads are inside at once.
 //!
-//! A **send pool** is an ordinary `rte_pktmbuf_pool` (ring, per-lcore caches), because drivers may
+//! A **send pool** is an ordinary `rte_pktmbuf_pool` (ring, per-lcore caches) where the driver may
 //! free a sent mbuf on any thread: net_ring hands it to whoever polls the other end.
+//!
+//! A **lending pool** is the send pool of one transmit queue whose driver frees what it has sent on the
+//! thread that sends, and in time (see [`super::zero_copy`]). It has our ops and the same owner rule as a
+//! receive pool. Its mbufs can be pointed into guest memory; when one comes back, it gets its own buffer back
+//! and is counted: so the driver's put *is* the completion queue.
 
 use std::ffi::{CString, c_int, c_uint, c_void};
 use std::mem;
@@ -19,6 +24,7 @@ use std::sync::{Mutex, PoisonError};
 use dpdk_sys::{rte_mempool, rte_mempool_ops, rte_pktmbuf_pool_private};
 
 use super::eal::errno;
+use super::mbuf::{LENT_PRIV, Mbuf};
 use crate::error::{Error, Result};
 
 /// One struct for every pool of ours: Debian's plug-ins leave 2 of a process's 16 places free.
@@ -54,18 +60,28 @@ pub(super) fn register_ops() -> Result<()> {
     }
 }
 
-/// The free mbufs of a receive pool.
+/// The free mbufs of a pool with our ops.
 #[derive(Debug)]
 pub(super) struct Stack {
     free: Box<[*mut c_void]>,
     len: usize,
+    /// Its mbufs may point into guest memory.
+    lends: bool,
+    /// Those that did and came back, ever, modulo 2^32.
+    returned: u32,
     /// Debug builds: the thread inside, or 0.
     user: AtomicU64,
 }
 
 impl Stack {
     fn new(capacity: usize) -> Self {
-        Self { free: vec![ptr::null_mut(); capacity].into_boxed_slice(), len: 0, user: AtomicU64::new(0) }
+        Self {
+            free: vec![ptr::null_mut(); capacity].into_boxed_slice(),
+            len: 0,
+            lends: false,
+            returned: 0,
+            user: AtomicU64::new(0),
+        }
     }
 
     /// Gives one mbuf back.
@@ -83,8 +99,24 @@ impl Stack {
         });
     }
 
+    /// Lent mbufs that came back, ever, modulo 2^32.
+    ///
+    /// # Safety
+    /// As [`Self::put_one`].
+    #[inline]
+    pub(super) unsafe fn returned(stack: NonNull<Self>) -> u32 {
+        // SAFETY: live, and the caller owns it.
+        unsafe { (*stack.as_ptr()).returned }
+    }
+
     fn put_all(&mut self, mbufs: &[*mut c_void]) {
         self.exclusively(|stack| {
+            if stack.lends {
+                for &mbuf in mbufs {
+                    // SAFETY: mbufs of a lending pool, free, so ours alone.
+                    stack.returned = stack.returned.wrapping_add(unsafe { Mbuf::new(mbuf.cast()).restore() }.into());
+                }
+            }
             stack.free[stack.len..][..mbufs.len()].copy_from_slice(mbufs);
             stack.len += mbufs.len();
         });
@@ -157,7 +189,7 @@ unsafe extern "C" fn count(pool: *const rte_mempool) -> c_uint {
 #[derive(Debug)]
 pub(super) struct Pool {
     raw: NonNull<rte_mempool>,
-    /// Of a receive pool; a `Box` taken apart.
+    /// Of a pool with our ops; a `Box` taken apart.
     stack: Option<NonNull<Stack>>,
     size: u32,
 }
@@ -174,10 +206,30 @@ static STRAGGLERS: Mutex<Vec<Pool>> = Mutex::new(Vec::new());
 impl Pool {
     /// A receive pool of `size` mbufs with `room` bytes each behind the headroom.
     pub(super) fn receive(size: u32, room: u16, node: c_int) -> Result<Self> {
+        Self::own(size, room, node, 0)
+    }
+
+    /// A lending pool of `size` mbufs with `room` bytes each behind the headroom.
+    pub(super) fn lending(size: u32, room: u16, node: c_int) -> Result<Self> {
+        let pool = Self::own(size, room, node, LENT_PRIV)?;
+        if let Some(stack) = pool.stack {
+            // SAFETY: nobody else knows the pool yet. Its objects are mbufs, initialised, and have LENT_PRIV bytes.
+            unsafe {
+                for &mbuf in &(&(*stack.as_ptr()).free)[..size as usize] {
+                    Mbuf::new(mbuf.cast()).remember_iova();
+                }
+                (*stack.as_ptr()).lends = true;
+            }
+        }
+        Ok(pool)
+    }
+
+    /// A pool with our ops, and `private` bytes for us in each mbuf.
+    fn own(size: u32, room: u16, node: c_int, private: u16) -> Result<Self> {
         let stack = NonNull::from(Box::leak(Box::new(Stack::new(size as usize))));
         let made = on_node(node, |node| {
             // SAFETY: `stack` outlives the pool: both are freed together, in `drop`.
-            unsafe { create_receive(size, room, node, stack) }
+            unsafe { create(size, room, node, private, stack) }
         });
         match made {
             Some(raw) => Ok(Self { raw, stack: Some(stack), size }),
@@ -207,7 +259,7 @@ impl Pool {
         self.raw.as_ptr()
     }
 
-    /// The stack of a receive pool.
+    /// The stack of a pool with our ops.
     pub(super) fn stack(&self) -> Option<NonNull<Stack>> {
         self.stack
     }
@@ -254,16 +306,26 @@ impl Drop for Pool {
 
 /// # Safety
 /// `stack` holds `size` mbufs and outlives the pool.
-unsafe fn create_receive(size: u32, room: u16, node: c_int, stack: NonNull<Stack>) -> Option<NonNull<rte_mempool>> {
-    let mut layout = rte_pktmbuf_pool_private { mbuf_data_room_size: headroom() + room, ..Default::default() };
+unsafe fn create(
+    size: u32,
+    room: u16,
+    node: c_int,
+    private: u16,
+    stack: NonNull<Stack>,
+) -> Option<NonNull<rte_mempool>> {
+    let mut layout = rte_pktmbuf_pool_private {
+        mbuf_data_room_size: headroom() + room,
+        mbuf_priv_size: private,
+        ..Default::default()
+    };
     // SAFETY: the sequence that rte_pktmbuf_pool_create does, with our ops and without a cache.
     unsafe {
         // A retry on another node finds what the failed try left behind empty.
         (*stack.as_ptr()).len = 0;
         let pool = NonNull::new(dpdk_sys::rte_mempool_create_empty(
-            name("recv").as_ptr(),
+            name("own").as_ptr(),
             size,
-            dpdk_sys::SHIM_MBUF_SIZE + u32::from(headroom()) + u32::from(room),
+            dpdk_sys::SHIM_MBUF_SIZE + u32::from(private) + u32::from(headroom()) + u32::from(room),
             0,
             size_of::<rte_pktmbuf_pool_private>() as c_uint,
             node,

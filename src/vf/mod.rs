@@ -20,14 +20,18 @@ mod queue;
 mod quirks;
 pub mod soft;
 mod spec;
+#[cfg(feature = "dpdk")]
+mod zero_copy;
 
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 
 use arrayvec::ArrayVec;
 
 pub use spec::{Mac, PciAddress, VfSpec};
 
 use crate::error::Result;
+use crate::guest::{GuestMemory, HostRange};
 use crate::ring::{BURST, Gather};
 
 // `TxQueue::send` has a bit for each frame.
@@ -122,8 +126,23 @@ pub trait TxQueue: Send + 'static {
     /// number. A frame that the driver's tx_prepare refuses is dropped, counts as taken, and sets the bit of
     /// its place in `refused`.
     fn send(&mut self, burst: &mut ArrayVec<Self::Packet, BURST>, refused: &mut u32) -> usize;
-    /// Lets the driver free what it has sent, where it only does so when asked. Cheap.
-    fn reclaim(&mut self) {}
+    /// Shortest frame that is worth being sent from where it lies, in bytes; `usize::MAX`: none is.
+    fn lends_from(&self) -> usize {
+        usize::MAX
+    }
+    /// A frame that stays where it is, in `memory`, until it is sent: see [`Self::lent`]. Whoever has it must not give it
+    /// back to the guest before. `None` as for [`Self::copy`], or if this queue cannot.
+    fn lend(&mut self, _frame: HostRange, _memory: &Arc<GuestMemory>) -> Option<Self::Packet> {
+        None
+    }
+    /// Lent frames taken by `send`, ever, modulo 2^32.
+    fn lent(&self) -> u32 {
+        0
+    }
+    /// How many of these the VF is done with, in the order of sending.
+    fn returned(&mut self) -> u32 {
+        0
+    }
 }
 
 /// A received frame.

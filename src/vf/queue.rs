@@ -8,8 +8,9 @@ use std::sync::atomic::{AtomicBool, AtomicI32, Ordering::Relaxed};
 use arrayvec::ArrayVec;
 
 use super::mbuf::{Mbuf, RxMbuf, TxMbuf};
-use super::mempool::Pool;
+use super::mempool::{Pool, Stack};
 use super::{RxQueue, TxQueue};
+use crate::guest::{GuestMemory, HostRange};
 use crate::ring::{BURST, Gather};
 
 /// A transmit queue of an ethdev.
@@ -26,7 +27,19 @@ pub struct EthdevTx {
     pub(super) min: usize,
     /// Longest frame it takes, in however many mbufs.
     pub(super) max: usize,
+    /// Its pool is a lending one.
+    pub(super) lends: bool,
+    /// See [`TxQueue::lent`].
+    pub(super) lent: u32,
+    /// The memories that lent frames are in, at least as long as they are out.
+    pub(super) lenders: ArrayVec<Arc<GuestMemory>, LENDERS>,
 }
+
+/// Memory tables that frames of a queue may be in at a time: changes of a guest's memory that overtake frames.
+const LENDERS: usize = 4;
+
+/// Frames from this length on are lent, in bytes.
+const LEND_FROM: usize = 256;
 
 // SAFETY: a transmit queue may be used from any thread, by one at a time; the stash is its own.
 unsafe impl Send for EthdevTx {}
@@ -50,6 +63,27 @@ impl EthdevTx {
         stash.pop().map(|raw| unsafe { Mbuf::new(raw) })
     }
 
+    /// Keeps a memory mapped as long as frames in it may be out. `false`: too many are kept already.
+    #[inline]
+    fn keep(&mut self, memory: &Arc<GuestMemory>) -> bool {
+        if self.lenders.last().is_some_and(|last| Arc::ptr_eq(last, memory)) {
+            return true;
+        }
+        self.keep_another(memory)
+    }
+
+    #[cold]
+    fn keep_another(&mut self, memory: &Arc<GuestMemory>) -> bool {
+        if self.lenders.iter().any(|lender| Arc::ptr_eq(lender, memory)) {
+            return true;
+        }
+        if self.lent == self.returned() {
+            // Staged ones are not counted yet, but their rings keep their memory.
+            self.lenders.clear();
+        }
+        self.lenders.try_push(Arc::clone(memory)).is_ok()
+    }
+
     /// How many frames from the first on the driver's tx_prepare accepts. Cheap where no frame has an offload.
     fn prepare(&self, burst: &mut ArrayVec<TxMbuf, BURST>) -> usize {
         if burst.iter().fold(0, |flags, frame| flags | frame.flags()) == 0 {
@@ -64,6 +98,14 @@ impl EthdevTx {
 
 impl Drop for EthdevTx {
     fn drop(&mut self) {
+        if self.lent != self.returned() {
+            tracing::error!(
+                port = self.port,
+                queue = self.queue,
+                "frames of a guest are still with the device; their memory is kept"
+            );
+            self.lenders.drain(..).for_each(std::mem::forget);
+        }
         // SAFETY: the stash's mbufs are ours alone.
         unsafe {
             dpdk_sys::rte_pktmbuf_free_bulk(self.stash.as_mut_ptr(), self.stash.len() as u32);
@@ -82,10 +124,36 @@ impl TxQueue for EthdevTx {
         TxMbuf::copy(source, self.room, self.min, || Self::alloc(stash, pool))
     }
 
+    fn lends_from(&self) -> usize {
+        if self.lends { LEND_FROM } else { usize::MAX }
+    }
+
+    fn lend(&mut self, frame: HostRange, memory: &Arc<GuestMemory>) -> Option<TxMbuf> {
+        if !self.lends || frame.len() < self.min || frame.len() > self.room || !self.keep(memory) {
+            return None;
+        }
+        let fresh = Self::alloc(&mut self.stash, &self.pool)?;
+        // SAFETY: fresh, of a lending pool; the memory is kept.
+        Some(unsafe { TxMbuf::over(fresh, frame) })
+    }
+
+    fn lent(&self) -> u32 {
+        self.lent
+    }
+
+    fn returned(&mut self) -> u32 {
+        match self.pool.stack() {
+            // SAFETY: whoever owns the queue owns its lending pool.
+            Some(stack) => unsafe { Stack::returned(stack) },
+            None => 0,
+        }
+    }
+
     fn send(&mut self, burst: &mut ArrayVec<TxMbuf, BURST>, refused: &mut u32) -> usize {
         let mut taken = 0;
         while !burst.is_empty() {
             let ready = self.prepare(burst);
+            let lent = if self.lends { lent_places(&burst[..ready]) } else { 0 };
             let sent = if ready == 0 {
                 0
             } else {
@@ -95,6 +163,7 @@ impl TxQueue for EthdevTx {
                 usize::from(sent).min(ready)
             };
             forget_first(burst, sent);
+            self.lent = self.lent.wrapping_add((lent & first_bits(sent)).count_ones());
             taken += sent;
             if sent < ready || burst.is_empty() {
                 break;
@@ -106,6 +175,16 @@ impl TxQueue for EthdevTx {
         }
         taken
     }
+}
+
+/// A bit for each frame that is lent.
+fn lent_places(frames: &[TxMbuf]) -> u32 {
+    frames.iter().enumerate().fold(0, |bits, (place, frame)| bits | u32::from(frame.is_lent()) << place)
+}
+
+/// `n` bits, at most all.
+fn first_bits(n: usize) -> u32 {
+    ((1_u64 << n) - 1) as u32
 }
 
 /// Removes the first `n` without dropping them: they are the driver's.
