@@ -450,14 +450,9 @@ impl<C: Crew> Ports<C> {
         }
     }
 
-    /// The daemon ends without the threads that do not.
+    /// The daemon ends without the threads that do not; the crew names them when it goes.
     fn abandon(&mut self) {
-        self.ports.retain(|id, port| {
-            if port.has_thread() {
-                error!(port = %id, "its thread is stuck: the daemon ends without closing it");
-            }
-            !port.has_thread()
-        });
+        self.ports.retain(|_, port| !port.has_thread());
     }
 
     /// A port could not be set up: undoes what was done; its attach is answered when all of it is undone.

@@ -157,11 +157,14 @@ attacks! {
     };
     semaphore_eventfds: |t| {
         // A read takes 1, not all: a core that waits for "not readable" would never sleep, nor end.
-        let kick = eventfd(1_000_000, EventfdFlags::SEMAPHORE).expect("eventfd");
+        let semaphore = || eventfd(1_000_000, EventfdFlags::SEMAPHORE).expect("eventfd");
+        let (kick, call) = (semaphore(), semaphore());
         let mut guest = t.guest(&Plan::default());
         set_kicks(&mut guest, kick.as_fd());
+        set_calls(&guest, call.as_fd());
+        calls_wanted(&guest);
         Flows::new(1).exchange(&mut guest, &[0], 100, 300);
-        Box::new((guest, kick))
+        Box::new((guest, kick, call))
     };
     neither_kick_nor_call: |t| {
         // Legal: we poll and do not signal.
