@@ -69,7 +69,7 @@ fn lane(id: u64) -> (GuestToVf<SoftTx>, Sender) {
     let mut lane = GuestToVf::new(LaneId(id), 1, tx, Arc::new(true.into()), Arc::new(LaneCounters::default()));
     // With a kick to wait for, a core may sleep until it is woken.
     let kick = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC).unwrap();
-    let doorbell = Doorbell { kick: Some(Arc::new(kick)), call: None };
+    let doorbell = Doorbell { kick: Some(Arc::new(kick)), ..Doorbell::default() };
     lane.insert_ring(0, RingPlan { doorbell, ..plan(&driver.ring) }).unwrap();
     (lane, driver)
 }
