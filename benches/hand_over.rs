@@ -53,6 +53,7 @@ fn plan(ring: &Driver) -> RingPlan {
         doorbell: Doorbell::default(),
         enabled: true,
         rules: TxRules { max_wire_frame: 1522, ..TxRules::default() },
+        zero_copy: true,
         guest_checksum: false,
     }
 }

@@ -50,6 +50,7 @@ fn plan(ring: &Driver) -> RingPlan {
         doorbell: Doorbell::default(),
         enabled: true,
         rules: TxRules { max_wire_frame: MAX_FRAME, ..TxRules::default() },
+        zero_copy: true,
         guest_checksum: false,
     }
 }

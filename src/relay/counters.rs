@@ -33,6 +33,7 @@ struct Cells {
     packets: AtomicU64,
     bytes: AtomicU64,
     bursts: AtomicU64,
+    zero_copied: AtomicU64,
     dropped: [AtomicU64; CAUSES],
     kicks_sent: AtomicU64,
     kicks_suppressed: AtomicU64,
@@ -51,6 +52,11 @@ impl LaneCounters {
         add(&self.0.packets, packets);
         add(&self.0.bytes, bytes);
         add(&self.0.bursts, 1);
+    }
+
+    /// Of the frames delivered, some that were not copied.
+    pub fn lent(&self, frames: u64) {
+        add(&self.0.zero_copied, frames);
     }
 
     /// Frames that were dropped.
@@ -87,6 +93,7 @@ impl LaneCounters {
             packets: get(&self.0.packets),
             bytes: get(&self.0.bytes),
             bursts: get(&self.0.bursts),
+            zero_copied: get(&self.0.zero_copied),
             dropped: Dropped {
                 guest_ring_empty: dropped(Cause::GuestRingEmpty),
                 vf_full: dropped(Cause::VfFull),
@@ -111,6 +118,8 @@ pub struct LaneSnapshot {
     pub bytes: u64,
     /// Bursts they came in.
     pub bursts: u64,
+    /// Frames among them that were not copied: sent from, or received into, the guest's memory.
+    pub zero_copied: u64,
     /// Frames that were not, by cause.
     pub dropped: Dropped,
     /// Signals sent to the guest.

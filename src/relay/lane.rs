@@ -27,9 +27,6 @@ use crate::vf::{RxPacket, RxQueue, TxQueue};
 /// Packets a busy lane moves in one turn, about.
 pub const TURN_BUDGET: usize = 256;
 
-/// How long a VF may refuse frames, with its link up, before they are dropped as `vf_full`.
-const VF_FULL: Duration = Duration::from_millis(10);
-
 /// How long a burst is held for a guest that posted no buffers, before it is dropped as `guest_ring_empty`.
 const GUEST_RING_EMPTY: Duration = Duration::from_micros(50);
 
@@ -59,6 +56,8 @@ pub struct RingPlan {
     pub enabled: bool,
     /// Offloads negotiated (TX rings).
     pub rules: TxRules,
+    /// Frames may be sent from, or received into, the guest's memory without a copy.
+    pub zero_copy: bool,
     /// The guest takes "checksum is good" (RX rings; VIRTIO_NET_F_GUEST_CSUM).
     pub guest_checksum: bool,
 }
@@ -70,6 +69,19 @@ pub enum Trigger {
     Edge,
     /// As long as it is readable.
     Level,
+}
+
+/// Takes turns over `places`, from `next` on, until a whole round moves nothing or [`TURN_BUDGET`] is used up. The
+/// next turn goes on behind the last place, so that one busy ring leaves the others their share.
+pub(super) fn spend(next: &mut usize, places: usize, mut relay: impl FnMut(usize) -> usize) -> usize {
+    let (mut moved, mut idle) = (0, 0);
+    while idle < places && moved < TURN_BUDGET {
+        let now = relay(*next);
+        *next = if *next + 1 == places { 0 } else { *next + 1 };
+        idle = if now == 0 { idle + 1 } else { 0 };
+        moved += now;
+    }
+    moved
 }
 
 /// A lane, of whichever direction and kind of VF: chosen once, when it is built.
@@ -124,29 +136,20 @@ impl<Q: TxQueue> GuestToVf<Q> {
         let queues = self.queues.len();
         let (slot, queue) = (&mut self.slots[pair], &mut self.queues[pair % queues]);
         let Some(seat) = &mut slot.seat else { return 0 };
+        seat.collect(queue);
         if seat.is_idle() {
             match seat.ring.pop(BURST) {
-                Ok(0) => return 0,
                 Ok(n) => seat.begin(n),
                 Err(fault) => return self.quarantine(pair, fault, turn),
             }
         }
         let mut moved = 0;
-        if let Some(cause) = seat.closed(&self.ready) {
-            moved += seat.drop_all(cause, &self.counters);
-        } else {
-            moved += seat.stage(queue, &self.counters);
-            let mut refused = 0;
-            let sent = queue.send(&mut seat.staged, &mut refused);
-            seat.accepted(sent, refused, &self.counters);
-            moved += sent;
-            if sent == 0 && !seat.is_idle() {
-                let since = *seat.blocked_since.get_or_insert(turn.now);
-                if turn.now.saturating_duration_since(since) >= VF_FULL {
-                    moved += seat.drop_all(super::Cause::VfFull, &self.counters);
-                }
+        if !seat.is_idle() {
+            if let Some(cause) = seat.closed(&self.ready) {
+                moved += seat.drop_all(cause, queue, &self.counters);
             } else {
-                seat.blocked_since = None;
+                moved += seat.stage(queue, &self.counters);
+                moved += seat.send(queue, turn.now, &self.counters);
             }
         }
         if let Some(fault) = seat.publish(turn, &self.counters) {

@@ -10,10 +10,12 @@ mod headers;
 pub mod lane;
 mod mailbox;
 mod offload;
+mod owed;
 mod poller;
 mod segment;
 #[cfg(test)]
 pub(crate) mod tests;
+mod tx_seat;
 mod vf_to_guest;
 mod watchdog;
 

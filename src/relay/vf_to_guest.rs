@@ -10,7 +10,7 @@ use arrayvec::ArrayVec;
 use super::counters::{Cause, LaneCounters};
 use super::doorbell::{Blocked, Doorbell};
 use super::headers;
-use super::lane::{Lane, LaneId, RingPlan, TURN_BUDGET, Trigger, Turn};
+use super::lane::{Lane, LaneId, RingPlan, Trigger, Turn, spend};
 use crate::error::Result;
 use crate::ring::{BURST, NetHeader, PushError, RingFault, RxRing};
 use crate::vf::{RxPacket, RxQueue};
@@ -26,6 +26,8 @@ const STALE: Duration = Duration::from_secs(1);
 pub struct VfToGuest<Q: RxQueue> {
     id: LaneId,
     pub(super) sources: Vec<Source<Q>>,
+    /// The queue that the next turn begins with.
+    next_queue: usize,
     /// One per queue pair.
     pub(super) seats: Vec<Option<RxSeat>>,
     /// Why a ring was taken off.
@@ -153,6 +155,7 @@ impl<Q: RxQueue> VfToGuest<Q> {
         let mut lane = Self {
             id,
             sources: queues.into_iter().map(source).collect(),
+            next_queue: 0,
             seats: (0..pairs).map(|_| None).collect(),
             faults: (0..pairs).map(|_| None).collect(),
             steering: Steering::default(),
@@ -263,16 +266,10 @@ impl<Q: RxQueue> Lane for VfToGuest<Q> {
     }
 
     fn turn(&mut self, turn: &Turn<'_>) -> usize {
-        let mut moved = 0;
-        loop {
-            let before = moved;
-            for queue in 0..self.sources.len() {
-                moved += self.relay(queue, turn);
-            }
-            if moved == before || moved >= TURN_BUDGET {
-                return moved;
-            }
-        }
+        let mut next = self.next_queue;
+        let moved = spend(&mut next, self.sources.len(), |queue| self.relay(queue, turn));
+        self.next_queue = next;
+        moved
     }
 
     fn settle(&mut self, turn: &Turn<'_>) {

@@ -42,7 +42,8 @@ fn is_built_from(ours: &RingPlan, plan: &RingPlan) -> bool {
     Arc::ptr_eq(&ours.memory, &plan.memory)
         && RingConfig { base: 0, ..ours.config } == RingConfig { base: 0, ..plan.config }
         && ours.doorbell.is(&plan.doorbell)
-        && (ours.enabled, ours.rules, ours.guest_checksum) == (plan.enabled, plan.rules, plan.guest_checksum)
+        && (ours.enabled, ours.rules, ours.zero_copy, ours.guest_checksum)
+            == (plan.enabled, plan.rules, plan.zero_copy, plan.guest_checksum)
 }
 
 /// The VF in place.
@@ -274,6 +275,7 @@ impl PortLanes {
             doorbell: Doorbell { kick: ring.kick.clone(), call: ring.call.clone(), err: ring.err.clone() },
             enabled: ring.enabled,
             rules,
+            zero_copy: true,
             guest_checksum: has(features::NET_GUEST_CSUM),
         })
     }

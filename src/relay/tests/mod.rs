@@ -67,6 +67,7 @@ impl Guest {
             doorbell: Doorbell::default(),
             enabled: true,
             rules: TxRules { max_wire_frame: MAX_FRAME, ..TxRules::default() },
+            zero_copy: true,
             guest_checksum: false,
         }
     }

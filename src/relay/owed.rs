@@ -1,0 +1,86 @@
+//! Chains whose frames the VF took from where they lie, and may still be reading.
+
+use std::collections::VecDeque;
+
+use crate::ring::IN_FLIGHT;
+
+/// What a ring owes its guest: chains to complete, oldest first, when the VF is done with them.
+#[derive(Debug)]
+pub(super) struct Owed {
+    entries: VecDeque<Entry>,
+    chains: usize,
+}
+
+/// Chains that are due when the VF queue has returned so many lent frames.
+#[derive(Debug)]
+struct Entry {
+    returned: u32,
+    chains: usize,
+}
+
+impl Owed {
+    pub(super) fn new() -> Self {
+        // Each entry has a chain in flight at least, so this never grows on a core.
+        Self { entries: VecDeque::with_capacity(IN_FLIGHT), chains: 0 }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Chains in it.
+    pub(super) fn chains(&self) -> usize {
+        self.chains
+    }
+
+    /// Adds chains that are due when the queue has returned `returned` frames, and not before earlier ones.
+    pub(super) fn push(&mut self, chains: usize, returned: u32) {
+        if chains == 0 {
+            return;
+        }
+        self.chains += chains;
+        match self.entries.back_mut() {
+            Some(last) if last.returned == returned => last.chains += chains,
+            _ => self.entries.push_back(Entry { returned, chains }),
+        }
+    }
+
+    /// Takes out what is due now that the queue has returned `returned` frames; returns how many chains.
+    pub(super) fn due(&mut self, returned: u32) -> usize {
+        let before = self.chains;
+        // Counts wrap; they are never half of their range apart.
+        while let Some(first) = self.entries.front()
+            && returned.wrapping_sub(first.returned).cast_signed() >= 0
+        {
+            self.chains -= first.chains;
+            self.entries.pop_front();
+        }
+        before - self.chains
+    }
+
+    /// Takes out all.
+    pub(super) fn clear(&mut self) -> usize {
+        self.entries.clear();
+        std::mem::take(&mut self.chains)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chains_are_due_in_order_when_their_frames_are_back() {
+        let mut owed = Owed::new();
+        owed.push(3, u32::MAX);
+        owed.push(2, u32::MAX);
+        owed.push(0, 7);
+        owed.push(4, 2);
+        assert_eq!((owed.chains(), owed.due(u32::MAX - 1)), (9, 0));
+        assert_eq!((owed.due(u32::MAX), owed.chains()), (5, 4));
+        assert_eq!(owed.due(1), 0);
+        assert_eq!((owed.due(2), owed.is_empty()), (4, true));
+        owed.push(6, 3);
+        assert_eq!((owed.clear(), owed.chains(), owed.is_empty()), (6, 0, true));
+    }
+}

@@ -1,0 +1,376 @@
+//! A guest's TX ring in its lane, and the burst it is in the middle of.
+
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use arrayvec::ArrayVec;
+
+use super::checksum;
+use super::counters::{Cause, LaneCounters};
+use super::doorbell::{Blocked, Doorbell};
+use super::lane::{RingPlan, Turn};
+use super::offload::{self, Treatment, TxRules};
+use super::owed::Owed;
+use super::segment::Segmenter;
+use crate::error::Result;
+use crate::ring::{BURST, ChainFault, Gather, Gso, RingFault, TxRing};
+use crate::vf::{TxPacket, TxQueue};
+
+/// A ring in the lane, and the burst it is in the middle of.
+#[derive(Debug)]
+pub(super) struct TxSeat<P> {
+    pub(super) ring: TxRing,
+    pub(super) doorbell: Doorbell,
+    enabled: bool,
+    rules: TxRules,
+    /// Frames may be sent from where they lie.
+    zero_copy: bool,
+    /// Packets not yet taken by the VF.
+    pub(super) staged: ArrayVec<P, BURST>,
+    /// What taking each of them finishes.
+    ends: ArrayVec<End, BURST>,
+    /// Chains of this burst, and the next of them to stage.
+    popped: usize,
+    next: usize,
+    /// Segments in software; loaded while the chain `next` is being cut.
+    cutter: Segmenter,
+    cutting: bool,
+    /// The VF refused a part of the frame whose rest is staged.
+    spoiled: bool,
+    blocked_since: Option<Instant>,
+    /// Chains that the VF took and is not known to be done with.
+    owed: Owed,
+}
+
+/// How long a VF may refuse frames, with its link up, before they are dropped as `vf_full`.
+const VF_FULL: Duration = Duration::from_millis(10);
+
+/// How long a ring that is taken out waits for a VF that still reads its frames. The VMM waits meanwhile.
+const RETURN: Duration = Duration::from_millis(100);
+
+/// Copying so many bytes counts as another packet of a turn: 256 frames of 64 KiB would make it very long.
+const COPY_UNIT: usize = 16 * 1024;
+
+/// What the acceptance of a staged packet finishes.
+#[derive(Clone, Copy, Debug, Default)]
+struct End {
+    /// Bytes of the guest's frame that ends with this packet; 0 if it goes on.
+    frame: u32,
+    /// Dropped chains behind it. They are counted when they are completed: if the ring is taken out
+    /// before, they come again.
+    malformed: u8,
+    oversize: u8,
+}
+
+impl End {
+    /// Chains that can be completed: its own if it ends, and the dropped ones.
+    fn chains(self) -> usize {
+        usize::from(self.frame != 0) + usize::from(self.malformed) + usize::from(self.oversize)
+    }
+}
+
+impl<P: TxPacket> TxSeat<P> {
+    pub(super) fn new(plan: RingPlan) -> Result<Self> {
+        let cutter = if plan.rules.tso4 || plan.rules.tso6 {
+            Segmenter::with_capacity(plan.config.max_frame, plan.rules.max_wire_frame)
+        } else {
+            Segmenter::with_capacity(0, 0)
+        };
+        Ok(Self {
+            ring: TxRing::new(plan.memory, &plan.config)?,
+            doorbell: plan.doorbell,
+            enabled: plan.enabled,
+            rules: plan.rules,
+            zero_copy: plan.zero_copy,
+            staged: ArrayVec::new(),
+            ends: ArrayVec::new(),
+            popped: 0,
+            next: 0,
+            cutter,
+            cutting: false,
+            spoiled: false,
+            blocked_since: None,
+            owed: Owed::new(),
+        })
+    }
+
+    /// Between two bursts.
+    pub(super) fn is_idle(&self) -> bool {
+        self.staged.is_empty() && self.next == self.popped
+    }
+
+    /// Nothing is left to do before the guest does something.
+    pub(super) fn is_at_rest(&self) -> bool {
+        self.is_idle() && self.owed.is_empty()
+    }
+
+    /// Completes what the VF is done with.
+    #[inline]
+    pub(super) fn collect<Q: TxQueue<Packet = P>>(&mut self, queue: &mut Q) {
+        if !self.owed.is_empty() {
+            let due = self.owed.due(queue.returned());
+            self.ring.complete(due);
+        }
+    }
+
+    /// Completes chains in order: after those that are owed, if any are.
+    fn retire(&mut self, chains: usize, queue: &impl TxQueue) {
+        match self.owed.is_empty() {
+            true => self.ring.complete(chains),
+            false => self.owed.push(chains, queue.lent()),
+        }
+    }
+
+    /// At home: waits for the VF to return what it took from where it lies, at most [`RETURN`]. `false` if
+    /// it does not: it is to be stopped.
+    pub(super) fn wait_for_returns<Q: TxQueue<Packet = P>>(&mut self, queue: &mut Q) -> bool {
+        let start = Instant::now();
+        loop {
+            self.collect(queue);
+            if self.owed.is_empty() {
+                return true;
+            }
+            if start.elapsed() > RETURN {
+                return false;
+            }
+            std::thread::sleep(Duration::from_micros(50));
+        }
+    }
+
+    /// A burst of `n` chains was popped.
+    pub(super) fn begin(&mut self, n: usize) {
+        (self.popped, self.next) = (n, 0);
+    }
+
+    /// Why nothing may be sent at all now.
+    pub(super) fn closed(&self, ready: &AtomicBool) -> Option<Cause> {
+        if !self.enabled {
+            return Some(Cause::Disabled);
+        }
+        (!ready.load(Relaxed)).then_some(Cause::NotReady)
+    }
+
+    /// Turns chains into staged packets until the burst or the stage is used up. Returns how many were
+    /// dropped, and one more for each [`COPY_UNIT`].
+    pub(super) fn stage<Q: TxQueue<Packet = P>>(&mut self, queue: &mut Q, counters: &LaneCounters) -> usize {
+        let (mut dropped, mut copied) = (0, 0);
+        while !self.staged.is_full() {
+            if self.cutting {
+                if !self.stage_segments(queue) {
+                    break;
+                }
+                continue;
+            }
+            if self.next == self.popped {
+                break;
+            }
+            match self.stage_frame(queue, &mut copied) {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(cause) => {
+                    dropped += 1;
+                    self.next += 1;
+                    match (self.ends.last_mut(), cause) {
+                        (Some(end), Cause::Oversize) => end.oversize += 1,
+                        (Some(end), _) => end.malformed += 1,
+                        (None, _) => {
+                            counters.dropped(cause, 1);
+                            self.retire(1, queue);
+                        }
+                    }
+                }
+            }
+        }
+        dropped + copied / COPY_UNIT
+    }
+
+    /// Stages the chain `next`; `false` if the VF's pool is dry.
+    fn stage_frame<Q: TxQueue<Packet = P>>(&mut self, queue: &mut Q, copied: &mut usize) -> Result<bool, Cause> {
+        let mut frame = self.ring.frame(self.next).map_err(|fault| match fault {
+            ChainFault::Long => Cause::Oversize,
+            _ => Cause::Malformed,
+        })?;
+        let (header, len) = (frame.header(), frame.len());
+        // First of all, for the cutter has room only for what was negotiated.
+        if !self.rules.permits(header.gso) {
+            return Err(Cause::Malformed);
+        }
+        if self.rules.segments(&header, len) {
+            *copied += len;
+            frame.copy_next(self.cutter.load(len));
+            match offload::judge(&header, self.cutter.frame(), len, &self.rules)? {
+                Treatment::Segment { layers, headers, size } => self.cutter.start(layers, headers, size),
+                _ => return Err(Cause::Malformed),
+            }
+            self.cutting = true;
+            return Ok(true);
+        }
+        if len > self.rules.max_wire_frame && header.gso == Gso::None {
+            return Err(Cause::Oversize);
+        }
+        // Nothing is asked for, so nothing of the frame was looked at: the guest may change it as it likes.
+        if self.zero_copy
+            && len >= queue.lends_from()
+            && header.gso == Gso::None
+            && !header.needs_csum
+            && let Some(piece) = frame.whole()
+            && let Some(packet) = queue.lend(piece, self.ring.memory())
+        {
+            self.stage_packet(packet, len);
+            return Ok(true);
+        }
+        let Some(mut packet) = queue.copy(&mut frame) else {
+            return Ok(false);
+        };
+        *copied += len;
+        match offload::judge(&header, packet.head(), len, &self.rules)? {
+            Treatment::Plain => {}
+            Treatment::Vf(offload) => packet.set_offload(&offload),
+            // A frame that needs no segmentation is in one piece: buffers are as large as the MTU asks for.
+            Treatment::Checksum { start, offset, udp } if packet.head().len() >= len => {
+                checksum::complete(packet.head_mut(), start, offset, udp);
+            }
+            Treatment::Checksum { .. } | Treatment::Segment { .. } => return Err(Cause::Malformed),
+        }
+        self.stage_packet(packet, len);
+        Ok(true)
+    }
+
+    /// The packet that the chain `next` became, of `len` bytes.
+    fn stage_packet(&mut self, packet: P, len: usize) {
+        self.staged.push(packet);
+        self.ends.push(End { frame: len as u32, ..End::default() });
+        self.next += 1;
+    }
+
+    /// Stages segments of the chain `next` while there is room; `false` if the VF's pool is dry.
+    fn stage_segments<Q: TxQueue<Packet = P>>(&mut self, queue: &mut Q) -> bool {
+        while !self.staged.is_full() {
+            let Some(packet) = queue.copy(&mut self.cutter.segment()) else {
+                return false;
+            };
+            self.staged.push(packet);
+            if self.cutter.advance() {
+                self.ends.push(End { frame: self.cutter.frame().len() as u32, ..End::default() });
+                self.cutting = false;
+                self.next += 1;
+                return true;
+            }
+            self.ends.push(End::default());
+        }
+        true
+    }
+
+    /// Offers what is staged to the VF. Returns how many packets it took.
+    pub(super) fn send<Q: TxQueue<Packet = P>>(
+        &mut self,
+        queue: &mut Q,
+        now: Instant,
+        counters: &LaneCounters,
+    ) -> usize {
+        let (mut refused, before) = (0, queue.lent());
+        let sent = queue.send(&mut self.staged, &mut refused);
+        let chains = self.accepted(sent, refused, counters);
+        let lent = queue.lent();
+        if lent == before && self.owed.is_empty() {
+            self.ring.complete(chains);
+        } else {
+            counters.lent(lent.wrapping_sub(before).into());
+            self.owed.push(chains, lent);
+            self.collect(queue);
+        }
+        if sent > 0 || self.is_idle() {
+            self.blocked_since = None;
+            return sent;
+        }
+        let since = *self.blocked_since.get_or_insert(now);
+        match now.saturating_duration_since(since) >= VF_FULL {
+            true => self.drop_all(Cause::VfFull, queue, counters),
+            false => 0,
+        }
+    }
+
+    /// The VF took the first `sent` staged packets; those with a bit in `refused` went nowhere. Returns how many
+    /// chains that ends.
+    fn accepted(&mut self, sent: usize, refused: u32, counters: &LaneCounters) -> usize {
+        let (mut frames, mut bytes, mut malformed, mut oversize, mut chains) = (0u64, 0u64, 0u64, 0u64, 0);
+        for (place, end) in self.ends.drain(..sent).enumerate() {
+            self.spoiled |= refused >> place & 1 != 0;
+            if end.frame != 0 {
+                match std::mem::take(&mut self.spoiled) {
+                    true => malformed += 1,
+                    false => {
+                        frames += 1;
+                        bytes += u64::from(end.frame);
+                    }
+                }
+            }
+            malformed += u64::from(end.malformed);
+            oversize += u64::from(end.oversize);
+            chains += end.chains();
+        }
+        if frames > 0 {
+            counters.delivered(frames, bytes);
+        }
+        if malformed + oversize > 0 {
+            counters.dropped(Cause::Malformed, malformed);
+            counters.dropped(Cause::Oversize, oversize);
+        }
+        chains
+    }
+
+    /// Drops the whole burst: what is staged, what is being cut, what is not yet looked at.
+    pub(super) fn drop_all(&mut self, cause: Cause, queue: &impl TxQueue, counters: &LaneCounters) -> usize {
+        let staged = self.ends.iter().filter(|end| end.frame != 0).count();
+        counters.dropped(cause, (staged + self.popped - self.next) as u64);
+        for end in &self.ends {
+            counters.dropped(Cause::Malformed, end.malformed.into());
+            counters.dropped(Cause::Oversize, end.oversize.into());
+        }
+        let n = self.forget();
+        self.retire(n, queue);
+        n
+    }
+
+    /// Forgets the burst; returns how many of its chains are neither completed nor owed.
+    fn forget(&mut self) -> usize {
+        self.staged.clear();
+        self.ends.clear();
+        self.cutter.abandon();
+        (self.cutting, self.spoiled, self.blocked_since) = (false, false, None);
+        (self.popped, self.next) = (0, 0);
+        self.ring.in_flight() - self.owed.chains()
+    }
+
+    /// Puts back what the VF did not take: its chains are popped again.
+    pub(super) fn put_back(&mut self) {
+        let n = self.forget();
+        self.ring.put_back(n);
+    }
+
+    /// Ends its life: what was not taken is put back, what was completed is shown, what is owed (to a VF that was
+    /// stopped, or whose ring is quarantined) is given up.
+    pub(super) fn close(mut self) -> (TxRing, Doorbell) {
+        self.put_back();
+        self.owed.clear();
+        self.ring.rewind();
+        self.ring.publish();
+        (self.ring, self.doorbell)
+    }
+
+    /// Shows completed chains to the guest. The fault, if its call fd blocks.
+    pub(super) fn publish(&mut self, turn: &Turn<'_>, counters: &LaneCounters) -> Option<RingFault> {
+        if !self.ring.is_staged() {
+            return None;
+        }
+        if !self.ring.publish() {
+            counters.kicked(false);
+            return None;
+        }
+        match self.doorbell.call(turn.mark) {
+            Ok(sent) => counters.kicked(sent),
+            Err(Blocked) => return Some(RingFault::CallBlocks),
+        }
+        None
+    }
+}
