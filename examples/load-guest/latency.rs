@@ -3,17 +3,17 @@
 
 use std::time::{Duration, Instant};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
+use super::Args;
 use super::connection::Outcome;
 use super::driver::Driver;
 use super::guest::Guest;
-use super::{Args, print};
 
 /// After which a frame is lost.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-pub fn run<D: Driver>(args: &Args) -> Outcome<()> {
+pub fn run<D: Driver>(args: &Args) -> Outcome<Value> {
     if !args.direction.sends() {
         return Err("latency is that of a frame which this guest sends: use --direction tx or both".into());
     }
@@ -66,18 +66,15 @@ pub fn run<D: Driver>(args: &Args) -> Outcome<()> {
     }
     samples.sort_unstable();
     let at = |share: f64| samples[((samples.len() - 1) as f64 * share) as usize];
-    let line = json!({
+    guest.finish(0, |_, _| ())?;
+    Ok(json!({
         "kind": "result",
         "samples": samples.len(),
         "p50_ns": at(0.5),
         "p99_ns": at(0.99),
         "p999_ns": at(0.999),
         "max_ns": at(1.0),
-    });
-    guest.finish(0, |_, _| ())?;
-    let mut line = line;
-    line["sent"] = guest.sum(|p| p.tx.packets).into();
-    line["received"] = guest.sum(|p| p.rx.packets).into();
-    print(&line);
-    Ok(())
+        "sent": guest.sum(|p| p.tx.packets),
+        "received": guest.sum(|p| p.rx.packets),
+    }))
 }

@@ -70,7 +70,7 @@ enum Format {
 /// A vhost-user guest that measures and checks back ends
 #[derive(Debug, Parser)]
 #[command(name = "load-guest")]
-struct Args {
+pub(crate) struct Args {
     /// The back end's socket
     socket: PathBuf,
     /// Listen on the socket: the back end connects
@@ -197,7 +197,8 @@ fn median(values: &mut [f64]) -> f64 {
     values[values.len() / 2]
 }
 
-fn run(args: &Args) -> Outcome<()> {
+/// The result, as it is printed.
+pub(crate) fn run(args: &Args) -> Outcome<serde_json::Value> {
     args.check()?;
     if let Some(id) = args.core
         && !core_affinity::set_for_current(core_affinity::CoreId { id })
@@ -216,7 +217,10 @@ fn run(args: &Args) -> Outcome<()> {
 
 fn main() -> ExitCode {
     match run(&Args::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(result) => {
+            print(&result);
+            ExitCode::SUCCESS
+        }
         Err(error) => {
             eprintln!("load-guest: {error}");
             ExitCode::FAILURE

@@ -49,3 +49,18 @@ fn checksum(frame: &[u8]) -> u64 {
     hasher.write(&frame[MIN..]);
     hasher.finish()
 }
+
+#[test]
+fn every_changed_byte_is_found() {
+    let numbered = Numbered { flow: 3, number: 1 << 40 };
+    for len in [MIN, 60, 1514] {
+        let frame = numbered.bytes(len);
+        assert_eq!(Numbered::parse(&frame), Some(numbered));
+        assert_eq!(Numbered::parse(&frame[..len - 1]), None);
+        for at in 0..len {
+            let mut changed = frame.clone();
+            changed[at] ^= 0x40;
+            assert_eq!(Numbered::parse(&changed), None, "byte {at} of {len}");
+        }
+    }
+}

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::connection::Outcome;
 use super::driver::Driver;
@@ -13,7 +13,7 @@ use super::{Args, median, print};
 /// Rounds between two looks at the clock.
 const ROUNDS: usize = 32;
 
-pub fn run<D: Driver>(args: &Args) -> Outcome<()> {
+pub fn run<D: Driver>(args: &Args) -> Outcome<Value> {
     let mut guest = Guest::<D>::connect(args)?;
     let (sends, receives) = (args.direction.sends(), args.direction.receives());
     for pair in &mut guest.pairs {
@@ -62,15 +62,14 @@ pub fn run<D: Driver>(args: &Args) -> Outcome<()> {
     }
     let out = guest.pairs.iter().map(|pair| if sends { pair.tx.slots.into() } else { 0 }).sum();
     guest.finish(out, |_, _| ())?;
-    print(&json!({
+    Ok(json!({
         "kind": "result",
         "tx_pps": median(&mut tx),
         "rx_pps": median(&mut rx),
         "sent": guest.sum(|p| p.tx.packets),
         "received": guest.sum(|p| p.rx.packets),
         "kicks": guest.sum(|p| p.tx.kicks + p.rx.kicks),
-    }));
-    Ok(())
+    }))
 }
 
 #[inline]

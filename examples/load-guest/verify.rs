@@ -4,13 +4,13 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
+use super::Args;
 use super::connection::Outcome;
 use super::driver::{Driver, HEADER};
 use super::guest::{Guest, Lane, number_of_buffers};
 use super::number::Numbered;
-use super::{Args, print};
 
 /// Frames on their way, at most: no VF's queue is shorter. Nor may they be more than one ring has buffers for.
 const WINDOW: u64 = 128;
@@ -64,7 +64,7 @@ impl Checker {
     }
 }
 
-pub fn run<D: Driver>(args: &Args) -> Outcome<()> {
+pub fn run<D: Driver>(args: &Args) -> Outcome<Value> {
     let (sends, receives) = (args.direction.sends(), args.direction.receives());
     let mut guest = Guest::<D>::connect(args)?;
     let mut checker = Checker::default();
@@ -134,7 +134,7 @@ pub fn run<D: Driver>(args: &Args) -> Outcome<()> {
     guest.finish(if sends { out } else { 0 }, |i, rx| checker.take(i, rx))?;
     let lost = if sends && receives { sent.saturating_sub(checker.received) } else { 0 };
     let Checker { received, corrupt, missing, disordered, .. } = checker;
-    print(&json!({
+    let result = json!({
         "kind": "result",
         "sent": sent,
         "received": received,
@@ -142,10 +142,10 @@ pub fn run<D: Driver>(args: &Args) -> Outcome<()> {
         "corrupt": corrupt,
         "missing": missing,
         "disordered": disordered,
-    }));
+    });
     let wrong = corrupt + disordered + lost + if sends { missing } else { 0 };
     if wrong > 0 || sent + received == 0 {
-        return Err("the frames did not all arrive as they were sent".into());
+        return Err(format!("the frames did not all arrive as they were sent: {result}").into());
     }
-    Ok(())
+    Ok(result)
 }
