@@ -154,3 +154,39 @@ closure() {
     private_apt apt-get -s install --no-install-recommends "$@" |
         sed -nE 's/^Inst ([^ ]+) \(([^ ]+) .*/\1=\2/p'
 }
+
+# --- processes that are measured -----------------------------------------------------------------
+# For scripts that have a $dir of their own and end all of ${pids[@]} on exit.
+
+pids=()
+
+end() { # PID
+    kill "$1" 2>/dev/null || return 0
+    wait "$1" 2>/dev/null || true
+}
+
+wait_for() { # WHAT COMMAND...
+    local what=$1 i
+    shift
+    for ((i = 0; i < 300; i++)); do
+        ! "$@" >/dev/null 2>&1 || return 0
+        sleep 0.1
+    done
+    echo "waited 30 s in vain for $what" >&2
+    return 1
+}
+
+# start_testpmd NAME CORE TESTPMD_ARGUMENTS...: commands go to fd ${NAME}_in, output is NAME.log; $started is its id.
+start_testpmd() {
+    local name=$1 core=$2 fd
+    shift 2
+    rm -f "$dir/$name.in"
+    mkfifo "$dir/$name.in"
+    exec {fd}<>"$dir/$name.in"
+    printf -v "${name}_in" %s "$fd"
+    # Two lcores on one core: the first only waits for commands. Unbuffered: its log is read while it runs.
+    stdbuf -o0 dpdk-testpmd --lcores "0@$core,1@$core" --no-pci -m 384 --no-shconf --no-telemetry --file-prefix "$name$$" "$@" \
+        <"$dir/$name.in" >"$dir/$name.log" 2>&1 &
+    started=$!
+    pids+=("$started")
+}

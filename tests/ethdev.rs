@@ -143,6 +143,7 @@ fn null() {
 fn ring() {
     let mut device = Device::start("vdev:net_ring0", 4, 9000);
     assert!(device.vf.caps().multi_segment);
+    assert_eq!(device.vf.link().mac, None, "it has no address");
     let sizes = [14, 60, 61, 1514, 2048, 2049, 9014, 9216, 9217, 40_000, 65_549];
     for queue in 0..4 {
         for (serial, size) in sizes.into_iter().enumerate() {

@@ -418,7 +418,8 @@ impl EthdevVf {
                 up: known && dpdk_sys::shim_link_is_up(&link) != 0,
                 // "Unknown" is all ones.
                 speed: if link.link_speed == u32::MAX { 0 } else { link.link_speed },
-                mac: addressed.then_some(Mac(address.addr_bytes)),
+                // All zeroes: a device without an address (net_ring).
+                mac: (addressed && address.addr_bytes != [0; 6]).then_some(Mac(address.addr_bytes)),
             }
         }
     }
