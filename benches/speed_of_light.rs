@@ -189,9 +189,11 @@ fn ring<D: Driver>(args: &Args, case: Case) -> f64 {
     let addresses =
         RingAddresses { desc: UserAddr(at.descriptors), avail: UserAddr(at.driver), used: UserAddr(at.device) };
     let config = RingConfig {
+        packed: D::BASE != 0,
+        in_order: plan.in_order,
         size: SIZE,
         addresses,
-        base: 0,
+        base: D::BASE as u16,
         indirect: true,
         event_idx: false,
         mergeable: true,

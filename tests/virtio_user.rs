@@ -108,11 +108,40 @@ fn matrix(queues: usize) {
         for queue_size in [256, 1024] {
             for server in [false, true] {
                 for vf in LOOPS {
-                    circles(vf, &VirtioUser { queues, mergeable, queue_size, server });
+                    let in_order = false;
+                    circles(vf, &VirtioUser { queues, mergeable, queue_size, server, in_order, ..Default::default() });
                 }
             }
         }
     }
+}
+
+/// Of other formats than the plain split ring. 300: a packed ring's size is any number.
+fn formats(packed: bool, in_order: bool) {
+    let sizes: &[u16] = if packed { &[256, 300, 1024] } else { &[256, 1024] };
+    for mergeable in [false, true] {
+        for &queue_size in sizes {
+            for (queues, server, vectorized) in [(1, false, false), (1, false, true), (3, true, false)] {
+                let device = VirtioUser { queues, mergeable, queue_size, server, packed, in_order, vectorized };
+                circles(LOOPS[usize::from(mergeable) % LOOPS.len()], &device);
+            }
+        }
+    }
+}
+
+#[test]
+fn split_rings_in_order() {
+    formats(false, true);
+}
+
+#[test]
+fn packed_rings() {
+    formats(true, false);
+}
+
+#[test]
+fn packed_rings_in_order() {
+    formats(true, true);
 }
 
 #[test]
@@ -137,9 +166,14 @@ fn four_queue_pairs() {
 
 #[test]
 fn as_fast_as_it_sends() {
-    let device = VirtioUser { queues: 2, mergeable: true, queue_size: 1024, server: false };
+    for (packed, in_order) in [(false, false), (false, true), (true, false), (true, true)] {
+        sends(&VirtioUser { queues: 2, packed, in_order, ..VirtioUser::default() });
+    }
+}
+
+fn sends(device: &VirtioUser) {
     for size in ["64", "1514", "64,64,64"] {
-        let Some(mut pair) = Pair::start(SINK, &device, &["--forward-mode=txonly"]) else {
+        let Some(mut pair) = Pair::start(SINK, device, &["--forward-mode=txonly"]) else {
             skip!("as_fast_as_it_sends", "no dpdk-testpmd");
         };
         pair.testpmd.command(&format!("set txpkts {size}"));
@@ -163,8 +197,9 @@ fn every_byte_of_a_capture_comes_back() {
         .map(|seq| Frame { flow: (seq % 8) as u16, seq, len: 60 + seq as usize * 29 % 1455 }.bytes())
         .collect();
     write_capture(&sent, &frames);
-    for vf in LOOPS {
-        let device = VirtioUser { queues: 1, mergeable: true, queue_size: 1024, server: false };
+    let formats = [(false, false), (false, true), (true, false), (true, true)];
+    for (vf, (packed, in_order)) in LOOPS.iter().flat_map(|vf| formats.map(|format| (vf, format))) {
+        let device = VirtioUser { packed, in_order, ..VirtioUser::default() };
         let pcap = format!("net_pcap0,rx_pcap={},tx_pcap={}", sent.display(), received.display());
         let args = ["--forward-mode=io", "--port-topology=paired"];
         let daemon = Daemon::start();
@@ -177,11 +212,11 @@ fn every_byte_of_a_capture_comes_back() {
         until("all frames went to the capture", || testpmd.port_stats(1).tx_packets == 500);
         testpmd.command("stop");
         testpmd.quit();
-        assert!(read_capture(&received) == frames, "{vf}: the capture differs");
+        assert!(read_capture(&received) == frames, "{vf} {device:?}: the capture differs");
         let lanes = daemon.lanes("port");
         let bytes: usize = frames.iter().map(Vec::len).sum();
         for lane in [lanes.guest_to_vf, lanes.vf_to_guest] {
-            assert_eq!((lane.packets, lane.bytes, lane.dropped.total()), (500, bytes as u64, 0), "{vf}");
+            assert_eq!((lane.packets, lane.bytes, lane.dropped.total()), (500, bytes as u64, 0), "{vf} {device:?}");
         }
         daemon.stop();
     }
@@ -189,7 +224,7 @@ fn every_byte_of_a_capture_comes_back() {
 
 #[test]
 fn a_killed_guest_leaves_a_port_for_the_next() {
-    let device = VirtioUser { queues: 2, mergeable: true, queue_size: 256, server: false };
+    let device = VirtioUser { queues: 2, queue_size: 256, packed: true, ..VirtioUser::default() };
     let daemon = Daemon::start();
     let socket = daemon.attach("port", "soft:loop", 2);
     let mut before = None;

@@ -239,6 +239,9 @@ impl Virtqueue for PackedRing {
             if result.is_ok() {
                 let (view, indirect) = (&mut self.view, self.indirect);
                 result = Reader { view, indirect, budget, take: &mut take }.slot::<WRITABLE>(&descriptor);
+            } else {
+                // Looking for the end is work, too.
+                *budget = budget.saturating_sub(1);
             }
             // Whatever is wrong with it or no longer needed: the next chain begins where this one ends.
             if descriptor.flags & NEXT == 0 {

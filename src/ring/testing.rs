@@ -1,11 +1,15 @@
 //! A driver's side of a split ring over a memfd, for tests, benches and fuzzing: it posts what it is
-//! told to, lies included. Free of `unsafe` and of this crate, so that they can include it as a file.
+//! told to, lies included; [`packed`] has that of a packed one. Free of `unsafe` and of this crate, so that
+//! they can include it as a file.
 
 #![allow(dead_code, missing_docs)]
 
+#[path = "testing/packed.rs"]
+pub mod packed;
+
 use std::collections::VecDeque;
 use std::fs::File;
-use std::ops::Range;
+use std::ops::{Deref, Range};
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
@@ -45,11 +49,60 @@ impl Descriptor {
     }
 }
 
+/// Guest memory.
+#[derive(Debug)]
+pub struct Memory {
+    pub file: File,
+    map: Arc<MmapRegion>,
+}
+
+impl Memory {
+    /// `len` bytes of zeros.
+    pub fn new(len: usize) -> Self {
+        let file = File::from(memfd_create("guest", MemfdFlags::CLOEXEC).unwrap());
+        ftruncate(&file, len as u64).unwrap();
+        let map = MmapRegion::from_file(FileOffset::new(file.try_clone().unwrap(), 0), len).unwrap();
+        Self { file, map: Arc::new(map) }
+    }
+
+    /// The same memory.
+    pub fn share(&self) -> Self {
+        Self { file: self.file.try_clone().unwrap(), map: self.map.clone() }
+    }
+
+    pub fn len(&self) -> usize {
+        self.map.len()
+    }
+
+    pub fn put(&self, at: usize, bytes: &[u8]) {
+        self.map.as_volatile_slice().write_slice(bytes, at).unwrap();
+    }
+
+    pub fn get(&self, at: usize, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        self.map.as_volatile_slice().read_slice(&mut bytes, at).unwrap();
+        bytes
+    }
+
+    pub fn put_u16(&self, at: usize, value: u16) {
+        self.map.as_volatile_slice().store(value.to_le(), at, Ordering::Release).unwrap();
+    }
+
+    pub fn get_u16(&self, at: usize) -> u16 {
+        let value: u16 = self.map.as_volatile_slice().load(at, Ordering::Acquire).unwrap();
+        u16::from_le(value)
+    }
+
+    /// Guest physical address of a byte of the memory.
+    pub fn gpa(&self, at: usize) -> u64 {
+        GPA + at as u64
+    }
+}
+
 /// Guest memory with a ring in it, at its start if there is one only.
 #[derive(Debug)]
 pub struct Driver {
-    pub file: File,
-    map: Arc<MmapRegion>,
+    memory: Memory,
     at: usize,
     pub size: u16,
     /// Index of the next entry of the available ring, and of the next used element to look at.
@@ -60,21 +113,17 @@ pub struct Driver {
 impl Driver {
     /// `len` bytes of memory, with a ring of `size` entries whose indices start at `start`.
     pub fn new(len: usize, size: u16, start: u16) -> Self {
-        let file = File::from(memfd_create("guest", MemfdFlags::CLOEXEC).unwrap());
-        ftruncate(&file, len as u64).unwrap();
-        let map = MmapRegion::from_file(FileOffset::new(file.try_clone().unwrap(), 0), len).unwrap();
-        Self { file, map: Arc::new(map), at: 0, size, avail: start, used: start }.reset(start)
+        Self { memory: Memory::new(len), at: 0, size, avail: start, used: start }.reset(start)
     }
 
     /// Another ring in the same memory, `at` bytes from its start.
     pub fn beside(&self, at: usize, size: u16, start: u16) -> Self {
-        let (file, map) = (self.file.try_clone().unwrap(), self.map.clone());
-        Self { file, map, at, size, avail: start, used: start }.reset(start)
+        Self { memory: self.memory.share(), at, size, avail: start, used: start }.reset(start)
     }
 
     fn reset(self, start: u16) -> Self {
         let driver = self;
-        assert!(driver.buffers().start < driver.map.len());
+        assert!(driver.buffers().start < driver.len());
         driver.put_u16(driver.avail_at() + 2, start);
         driver.put_u16(driver.used_at() + 2, start);
         driver
@@ -95,26 +144,7 @@ impl Driver {
     /// Bytes behind the ring, from a page boundary.
     pub fn buffers(&self) -> Range<usize> {
         let end = self.used_at() + 6 + 8 * usize::from(self.size);
-        end.next_multiple_of(4096)..self.map.len()
-    }
-
-    pub fn put(&self, at: usize, bytes: &[u8]) {
-        self.map.as_volatile_slice().write_slice(bytes, at).unwrap();
-    }
-
-    pub fn get(&self, at: usize, len: usize) -> Vec<u8> {
-        let mut bytes = vec![0; len];
-        self.map.as_volatile_slice().read_slice(&mut bytes, at).unwrap();
-        bytes
-    }
-
-    pub fn put_u16(&self, at: usize, value: u16) {
-        self.map.as_volatile_slice().store(value.to_le(), at, Ordering::Release).unwrap();
-    }
-
-    pub fn get_u16(&self, at: usize) -> u16 {
-        let value: u16 = self.map.as_volatile_slice().load(at, Ordering::Acquire).unwrap();
-        u16::from_le(value)
+        end.next_multiple_of(4096)..self.len()
     }
 
     /// Writes descriptor `index` of the table.
@@ -183,10 +213,13 @@ impl Driver {
     pub fn set_used_event(&self, event: u16) {
         self.put_u16(self.avail_at() + 4 + 2 * usize::from(self.size), event);
     }
+}
 
-    /// Guest physical address of a byte of the memory.
-    pub fn gpa(&self, at: usize) -> u64 {
-        GPA + at as u64
+impl Deref for Driver {
+    type Target = Memory;
+
+    fn deref(&self) -> &Memory {
+        &self.memory
     }
 }
 
@@ -202,12 +235,14 @@ pub struct Sender {
     /// Heads offered and not yet taken back, oldest first.
     out: VecDeque<u16>,
     next: u16,
+    /// IN_ORDER was negotiated: a used element stands for those before it, too (virtio 1.3, 2.7.9).
+    pub in_order: bool,
 }
 
 impl Sender {
     /// Buffers of `buffer` bytes, from `at` on.
     pub fn new(ring: Driver, at: usize, buffer: usize) -> Self {
-        Self { ring, at, buffer, out: VecDeque::new(), next: 0 }
+        Self { ring, at, buffer, out: VecDeque::new(), next: 0, in_order: false }
     }
 
     /// Frames that can be sent before some are taken back.
@@ -242,10 +277,14 @@ impl Sender {
     /// Takes back what the device has used, which must be in order, each once. Returns how many.
     pub fn reclaim(&mut self) -> usize {
         let mut n = 0;
-        while let Some(used) = self.ring.take_used() {
-            let head = self.out.pop_front().expect("nothing more was offered");
-            assert_eq!(used, (head.into(), 0), "chains are used in order");
-            n += 1;
+        while let Some((id, len)) = self.ring.take_used() {
+            let batch = self.out.iter().position(|head| id == u32::from(*head)).expect("it was offered") + 1;
+            assert!(batch == 1 || self.in_order, "chains are used in order");
+            assert_eq!(len, 0);
+            self.out.drain(..batch);
+            // One of them was taken above.
+            self.ring.used = self.ring.used.wrapping_add(batch as u16 - 1);
+            n += batch;
         }
         n
     }

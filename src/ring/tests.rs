@@ -1,17 +1,29 @@
 //! Rings against a driver that behaves, and one that does not.
 
+mod packed;
+
 use std::sync::Arc;
 
-use super::testing::{Descriptor, Driver, GPA, INDIRECT, NEXT, USER, WRITE};
+use super::testing::{Descriptor, Driver, GPA, INDIRECT, Memory, NEXT, Sender, USER, WRITE};
 use super::*;
 use crate::guest::{Gpa, GuestMemory, RegionSpec, UserAddr, install_sigbus_handler};
 
 const LEN: usize = 1 << 21;
 
-/// A driver, and the ring's view of it. The memory is two adjacent regions with a border at `LEN / 2`.
+/// A driver, and the ring's view of it.
 struct Rig {
     driver: Driver,
     config: RingConfig,
+}
+
+/// Two adjacent regions with a border at `LEN / 2`.
+fn mapped(memory: &Memory) -> Arc<GuestMemory> {
+    let region = |half: u64| {
+        let at = half * LEN as u64 / 2;
+        let spec = RegionSpec { gpa: Gpa(GPA + at), size: LEN as u64 / 2, user: UserAddr(USER + at), offset: at };
+        (spec, memory.file.try_clone().unwrap())
+    };
+    GuestMemory::empty().replaced(vec![region(0), region(1)]).unwrap()
 }
 
 impl Rig {
@@ -38,12 +50,7 @@ impl Rig {
     }
 
     fn memory(&self) -> Arc<GuestMemory> {
-        let region = |half: u64| {
-            let at = half * LEN as u64 / 2;
-            let spec = RegionSpec { gpa: Gpa(GPA + at), size: LEN as u64 / 2, user: UserAddr(USER + at), offset: at };
-            (spec, self.driver.file.try_clone().unwrap())
-        };
-        GuestMemory::empty().replaced(vec![region(0), region(1)]).unwrap()
+        mapped(&self.driver)
     }
 
     fn tx(&self) -> TxRing {
@@ -387,6 +394,36 @@ fn rewound_chains_come_again() {
     rig.config.base = 77;
     let mut ring = rig.tx();
     assert_eq!((ring.position(), ring.pop(BURST)), (0, Ok(3)));
+}
+
+#[test]
+fn in_order_one_used_element_stands_for_a_batch() {
+    for size in [1, 4, 64] {
+        let mut rig = Rig::new(size, 65530);
+        rig.config.in_order = true;
+        let mut ring = rig.tx();
+        let at = rig.driver.buffers().start;
+        let mut sender = Sender::new(rig.driver, at, 128);
+        sender.in_order = true;
+        let mut sent = 0;
+        for batch in [1, 3, 2, 33, 64, 5].into_iter().cycle().take(100) {
+            let n = sender.room().min(batch);
+            (0..n).for_each(|_| sender.send(&[0; 12], &[7; 60]));
+            sender.ring.publish();
+            let mut left = n;
+            while left > 0 {
+                let popped = ring.pop(BURST).unwrap();
+                let first = popped / 3;
+                ring.complete(first);
+                ring.complete(popped - first);
+                assert!(ring.publish());
+                assert_eq!(sender.reclaim(), popped);
+                left -= popped;
+            }
+            sent += n;
+            assert_eq!(usize::from(ring.position()), (65530 + sent) % 65536);
+        }
+    }
 }
 
 #[test]

@@ -39,17 +39,39 @@ pub struct VirtioUser {
     pub queue_size: u16,
     /// testpmd listens, the daemon connects.
     pub server: bool,
+    pub packed: bool,
+    pub in_order: bool,
+    /// Asks for the driver's vector code, which it takes if the rest allows it (for packed rings: if the
+    /// machine has AVX-512).
+    pub vectorized: bool,
+}
+
+impl Default for VirtioUser {
+    fn default() -> Self {
+        Self {
+            queues: 1,
+            mergeable: true,
+            queue_size: 1024,
+            server: false,
+            packed: false,
+            in_order: true,
+            vectorized: false,
+        }
+    }
 }
 
 impl VirtioUser {
     fn vdev(&self, socket: &Path) -> String {
         format!(
-            "net_virtio_user0,path={},queues={},mrg_rxbuf={},queue_size={},server={}",
+            "net_virtio_user0,path={},queues={},mrg_rxbuf={},queue_size={},server={},packed_vq={},in_order={},vectorized={}",
             socket.display(),
             self.queues,
             u8::from(self.mergeable),
             self.queue_size,
             u8::from(self.server),
+            u8::from(self.packed),
+            u8::from(self.in_order),
+            u8::from(self.vectorized),
         )
     }
 }
@@ -69,6 +91,9 @@ impl Testpmd {
         command.args(["--file-prefix", &prefix]);
         for vdev in vdevs {
             command.args(["--vdev", vdev]);
+        }
+        if vdevs.iter().any(|vdev| vdev.contains("vectorized=1")) {
+            command.arg("--force-max-simd-bitwidth=512");
         }
         command.args(["--", "-i", "--nb-cores=1", "--total-num-mbufs=20480"]);
         command.args(["--no-flush-rx"]);

@@ -2,6 +2,7 @@
 //! specification's section of that name have it.
 
 use super::*;
+use crate::session::features::RING_PACKED;
 use S::{Incomplete, Running, Stopped};
 
 /// A ring's state, apart from enabled.
@@ -42,7 +43,7 @@ const TABLE: &[Row] = &[
     ("SET_FEATURES, the same", |_| u64_message(Req::SET_FEATURES, PROTOCOL_FEATURES | VERSION_1), UNTOUCHED, Enabled::Keep),
     ("SET_FEATURES, others", |_| u64_message(Req::SET_FEATURES, PROTOCOL_FEATURES), PAUSED, Enabled::Keep),
     ("SET_FEATURES without PROTOCOL_FEATURES", |_| u64_message(Req::SET_FEATURES, VERSION_1), PAUSED, Enabled::Becomes(true)),
-    ("SET_FEATURES not offered", |_| u64_message(Req::SET_FEATURES, 1 << 34), REFUSED, Enabled::Keep),
+    ("SET_FEATURES not offered", |_| u64_message(Req::SET_FEATURES, 1 << 33), REFUSED, Enabled::Keep),
     ("SET_OWNER", |_| empty(Req::SET_OWNER), UNTOUCHED, Enabled::Keep),
     ("RESET_OWNER", |_| empty(Req::RESET_OWNER), [Some(("drained", Stopped)); 3], Enabled::Becomes(false)),
     ("SET_MEM_TABLE, the same", |f| mem_table(&[(REGION, &f.memory)]), PAUSED, Enabled::Keep),
@@ -241,7 +242,7 @@ fn call_and_err_survive_a_stop_and_a_reset_but_kick_does_not() {
 
 #[test]
 fn ring_configuration_follows_the_features() {
-    use crate::session::features::{EVENT_IDX, INDIRECT_DESC, NET_MRG_RXBUF};
+    use crate::session::features::{EVENT_IDX, IN_ORDER, INDIRECT_DESC, NET_MRG_RXBUF};
     let mut talk = Talk::negotiated(1);
     talk.start(0);
     for (features, header_len) in [
@@ -250,6 +251,9 @@ fn ring_configuration_follows_the_features() {
         (NET_MRG_RXBUF, 12),
         (VERSION_1, 12),
         (VERSION_1 | NET_MRG_RXBUF | INDIRECT_DESC | EVENT_IDX, 12),
+        (VERSION_1 | RING_PACKED, 12),
+        (VERSION_1 | IN_ORDER, 12),
+        (VERSION_1 | RING_PACKED | IN_ORDER | NET_MRG_RXBUF | INDIRECT_DESC | EVENT_IDX, 12),
     ] {
         talk.ok(u64_message(Req::SET_FEATURES, PROTOCOL_FEATURES | features));
         let config = talk.session.state().ring_config(0, 1522).unwrap();
@@ -257,6 +261,8 @@ fn ring_configuration_follows_the_features() {
         assert_eq!(config.indirect, features & INDIRECT_DESC != 0);
         assert_eq!(config.event_idx, features & EVENT_IDX != 0);
         assert_eq!(config.mergeable, features & NET_MRG_RXBUF != 0);
+        assert_eq!(config.packed, features & RING_PACKED != 0);
+        assert_eq!(config.in_order, features & IN_ORDER != 0);
         assert_eq!((config.size, config.max_frame), (256, 1522));
     }
     assert_eq!(talk.session.state().ring_config(1, 1522), None, "not started");
@@ -282,4 +288,82 @@ fn ring_sizes_bases_and_alignment() {
         request.body[field] |= value;
         talk.refused(request);
     }
+}
+
+/// A conversation in which packed rings were negotiated.
+fn packed() -> Talk {
+    let mut talk = Talk::negotiated(1);
+    talk.ok(u64_message(Req::SET_FEATURES, PROTOCOL_FEATURES | VERSION_1 | RING_PACKED));
+    talk
+}
+
+#[test]
+fn packed_rings_have_other_sizes_bases_and_alignment() {
+    let mut talk = packed();
+    for size in [1, 2, 3, 255, 257, 1000, 32767, 32768] {
+        talk.ok(ring_message(Req::SET_VRING_NUM, 0, size));
+    }
+    for size in [0, 32769, 65536, 0x8000_0000, u32::MAX] {
+        talk.refused(ring_message(Req::SET_VRING_NUM, 0, size));
+    }
+    // Before there is a size any index may be right; it is held against the size when the ring is built.
+    talk.ok(ring_message(Req::SET_VRING_BASE, 1, 0x7fff));
+    talk.ok(ring_message(Req::SET_VRING_NUM, 0, 300));
+    for (sent, position) in [
+        (0x8000, Some(0x8000)),      // virtio-user's first
+        (0x8000_8000, Some(0x8000)), // QEMU's first
+        (0, Some(0)),
+        (299, Some(299)),
+        (0x8000 | 299, Some(0x812b)),
+        // The upper half is where to go on writing: for us the same, whatever it says.
+        (0x0005_8007, Some(0x8007)),
+        (0xffff_0007, Some(7)),
+        (300, None),
+        (0x8000 | 300, None),
+        (0x8000_7fff, None),
+        (u32::MAX, None),
+    ] {
+        match position {
+            Some(position) => {
+                talk.ok(ring_message(Req::SET_VRING_BASE, 0, sent));
+                assert_eq!(talk.base(0), position << 16 | position, "{sent:#x}");
+            }
+            None => assert!(talk.refused(ring_message(Req::SET_VRING_BASE, 0, sent)).contains("of 300"), "{sent:#x}"),
+        }
+    }
+    // Both event suppression structures are aligned to 4 bytes (virtio 1.3, 2.8.10.1).
+    for (field, value) in [(8, 8), (16, 2), (24, 2)] {
+        let mut request = addresses(0, 0);
+        request.body[field] |= value;
+        talk.refused(request);
+    }
+}
+
+#[test]
+fn a_packed_ring_is_stopped_and_goes_on_where_it_was() {
+    let mut talk = packed();
+    talk.ok(mem_table(&[(REGION, &memfd(SIZE))]));
+    talk.start(0);
+    assert_eq!(talk.lanes.rings[&0].position, 0);
+    for position in [0x8005, 0x00ff, 0x80ff, 0x0000] {
+        talk.lanes.rings.get_mut(&0).unwrap().position = position;
+        let answer = talk.base(0);
+        assert_eq!(answer, u32::from(position) << 16 | u32::from(position));
+        // With the answer as SET_VRING_BASE, or without any.
+        if position == 0x8005 {
+            talk.ok(ring_message(Req::SET_VRING_BASE, 0, answer));
+        }
+        talk.ok(no_fd_message(Req::SET_VRING_KICK, 0));
+        assert_eq!(talk.lanes.rings[&0].position, position);
+        assert!(talk.lanes.rings[&0].config.packed);
+    }
+}
+
+#[test]
+fn a_size_of_a_packed_ring_is_none_of_a_split_one() {
+    let mut talk = packed();
+    talk.ok(ring_message(Req::SET_VRING_NUM, 0, 300));
+    talk.ok(u64_message(Req::SET_FEATURES, PROTOCOL_FEATURES | VERSION_1));
+    talk.refused(ring_message(Req::SET_VRING_NUM, 0, 300));
+    talk.refused(ring_message(Req::SET_VRING_BASE, 0, 0x8000_8000));
 }
