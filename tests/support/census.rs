@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 pub struct Census {
     /// Open fds, by what they are, sorted: a difference names the leak.
     pub fds: Vec<String>,
-    pub threads: usize,
+    /// Names of its threads, sorted.
+    pub threads: Vec<String>,
     /// Mappings of shared memory files: guest memory.
     pub guest_mappings: usize,
 }
@@ -21,12 +22,19 @@ impl Census {
             .map(|target| kind(&target.to_string_lossy()))
             .collect();
         fds.sort();
+        let mut threads: Vec<String> = fs::read_dir(format!("/proc/{pid}/task"))
+            .expect("the process runs")
+            .filter_map(|entry| fs::read_to_string(entry.ok()?.path().join("comm")).ok())
+            .map(|name| name.trim_end().to_owned())
+            .collect();
+        threads.sort();
         let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
-        Self {
-            fds,
-            threads: fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count),
-            guest_mappings: maps.matches("/memfd:guest").count(),
-        }
+        Self { fds, threads, guest_mappings: maps.matches("/memfd:guest").count() }
+    }
+
+    /// Threads of ports.
+    pub fn port_threads(&self) -> usize {
+        self.threads.iter().filter(|name| name.starts_with("port-")).count()
     }
 }
 
@@ -48,9 +56,10 @@ pub fn free_hugepages() -> u64 {
     field(&fs::read_to_string("/proc/meminfo").expect("meminfo"), "HugePages_Free:")
 }
 
-/// Anonymous memory of a process, in KiB: what it has allocated, without files and guest memory.
+/// Anonymous memory of a process, in KiB: what it has allocated, without files and guest memory. Counted in its
+/// page tables: the sums of `status` are off by dozens of pages per processor.
 pub fn anonymous_kib(pid: u32) -> u64 {
-    field(&fs::read_to_string(format!("/proc/{pid}/status")).expect("the process runs"), "RssAnon:")
+    field(&fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).expect("the process runs"), "Anonymous:")
 }
 
 /// Processor time a process has used, all threads.
