@@ -1,6 +1,7 @@
 //! What a process holds, counted from outside through /proc.
 
 use std::fs;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// Countable things of a process.
@@ -60,6 +61,22 @@ pub fn free_hugepages() -> u64 {
 /// page tables: the sums of `status` are off by dozens of pages per processor.
 pub fn anonymous_kib(pid: u32) -> u64 {
     field(&fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).expect("the process runs"), "Anonymous:")
+}
+
+/// Hugepages that a process has in use, in KiB. What others do meanwhile does not count.
+pub fn huge_kib(pid: u32) -> u64 {
+    let maps = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).expect("the process runs");
+    field(&maps, "Shared_Hugetlb:") + field(&maps, "Private_Hugetlb:")
+}
+
+/// Files that EAL of this process left in a hugetlbfs: they keep their pages.
+pub fn huge_files(pid: u32) -> Vec<PathBuf> {
+    let mounts = fs::read_to_string("/proc/mounts").expect("mounts");
+    let fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+    let places = fields.filter(|fields| fields[2] == "hugetlbfs").map(|fields| fields[1].to_owned());
+    let files = places.filter_map(|place| fs::read_dir(place).ok()).flatten().flatten().map(|entry| entry.path());
+    let prefix = format!("virtio-forwarder-{pid}");
+    files.filter(|file| file.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&prefix))).collect()
 }
 
 /// Processor time a process has used, all threads.
