@@ -38,7 +38,7 @@ fn lane(id: u64) -> (GuestToVf<SoftTx>, Sender) {
     let mut lane = GuestToVf::new(LaneId(id), 1, tx, Arc::new(true.into()), Arc::new(LaneCounters::default()));
     // With a kick to wait for, a core may sleep until it is woken.
     let kick = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC).unwrap();
-    let doorbell = Doorbell { kick: Some(Arc::new(kick)), call: None };
+    let doorbell = Doorbell { kick: Some(Arc::new(kick)), ..Doorbell::default() };
     let mut plan = plan(&driver.ring, LEN);
     plan.config.event_idx = false;
     lane.insert_ring(0, RingPlan { doorbell, ..plan }).unwrap();

@@ -13,7 +13,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use tracing::{error, info};
 use virtio_forwarder::config::{Args, Config};
 use virtio_forwarder::control::{self, DaemonInfo, Event, Ports, Server, Threads};
-use virtio_forwarder::relay::{IdlePolicy, Poller};
+use virtio_forwarder::relay::{IdlePolicy, Poller, Watchdog};
 use virtio_forwarder::{Error, Result, guest};
 
 /// How often cores are looked at for notifications that do not end, and how long one may take.
@@ -93,6 +93,7 @@ fn run(config: Config) -> Result<()> {
         .map_err(Error::io("cannot start the control thread"))?;
     info!(socket = %config.control_socket.path.display(), cores = ?config.cores, "ready");
 
+    let mut watchdog = Watchdog::new(NOTIFICATION_LIMIT);
     let mut signalled_fd = [PollFd::new(&signalled, PollFlags::IN)];
     while !server.is_finished() {
         if matches!(poll(&mut signalled_fd, Some(&WATCH)), Ok(1..)) {
@@ -100,12 +101,12 @@ fn run(config: Config) -> Result<()> {
             events.send(Event::Stop);
             break;
         }
-        pollers.iter().for_each(|poller| poller.watch(NOTIFICATION_LIMIT));
+        watchdog.look(&pollers, Instant::now());
     }
     // The watchdog stays on duty: a core stuck in a notification would keep its lanes.
     while !server.is_finished() {
         std::thread::sleep(Duration::from_millis(1));
-        pollers.iter().for_each(|poller| poller.watch(NOTIFICATION_LIMIT));
+        watchdog.look(&pollers, Instant::now());
     }
     let result = server.join().expect("the control thread does not panic");
     // Ports and their lanes are gone; the cores have nothing left.

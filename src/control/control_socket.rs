@@ -20,13 +20,15 @@ pub struct ControlSocket {
 
 impl ControlSocket {
     /// Listens, as a port's server socket does: a stale socket is replaced, one on which somebody listens
-    /// is refused. A missing directory is created.
+    /// is refused. A missing directory is created; links on the way to it are the operator's and followed.
     pub fn listen(&self) -> Result<ServerSocket> {
-        if let Some(directory) = self.path.parent() {
-            fs::create_dir_all(directory)
-                .map_err(Error::io(format!("creating {}, the control socket's directory", directory.display())))?;
+        let Self { mut path, mode, gid } = self.clone();
+        if let (Some(directory), Some(name)) = (self.path.parent(), self.path.file_name()) {
+            path = fs::create_dir_all(directory)
+                .and_then(|()| directory.canonicalize())
+                .map_err(Error::io(format!("creating {}, the control socket's directory", directory.display())))?
+                .join(name);
         }
-        let Self { path, mode, gid } = self.clone();
         let plan = SocketPlan { path, role: Role::Server, uid: None, gid, mode };
         ServerSocket::bind(&plan).map_err(|error| match error {
             Error::Conflict(what) => Error::Conflict(format!(
@@ -55,6 +57,9 @@ mod tests {
         assert!(error.to_string().contains("--control-socket"), "{error}");
         drop(first);
         assert!(!path.exists());
+        std::os::unix::fs::symlink("new", root.path().join("link")).unwrap();
+        let linked = ControlSocket { path: root.path().join("link/control.sock"), ..socket.clone() };
+        drop(linked.listen().unwrap());
         drop(UnixListener::bind(&path).unwrap());
         assert!(path.exists(), "std leaves the file: a stale socket");
         socket.listen().unwrap();

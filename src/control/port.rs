@@ -256,6 +256,11 @@ impl<V> Port<V> {
         self.down && self.thread == Thread::None && matches!(self.vf, Vf::None | Vf::Absent(_))
     }
 
+    /// Its thread runs, or is starting or ending.
+    pub fn has_thread(&self) -> bool {
+        self.thread != Thread::None
+    }
+
     /// It listens (or tries), and the VF forwards or is known to be waited for.
     pub fn up(&self) -> bool {
         !self.down && self.thread == Thread::Open && matches!(self.vf, Vf::Ready(_) | Vf::Absent(_))

@@ -7,7 +7,7 @@
 //! each time, so that it is always decided on what is.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -24,6 +24,10 @@ use super::server::MAX_CLIENTS;
 use super::{Crew, Event, Failure, Placement, Policy, PortId, PortSpec, SocketDefaults};
 use crate::error::Error;
 use crate::session::Offer;
+
+/// How long the daemon, when it ends, waits for a port's thread while nothing else happens. A thread that is
+/// alive needs less to answer its front end, to drain its lanes and to stop a VF.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// Names a request; chosen by the caller of [`Ports::call`], unique among those not yet answered.
 pub type Token = u64;
@@ -53,7 +57,8 @@ pub struct Ports<C: Crew> {
     pending: Vec<Pending>,
     answers: Vec<(Token, Result<Value, RpcError>)>,
     next_serial: u64,
-    stopping: bool,
+    /// The daemon ends. Until when threads of ports are waited for: later each time one of them is done.
+    stopping: Option<Instant>,
     /// Something happened in this turn that may let others go further.
     moved: bool,
 }
@@ -101,7 +106,7 @@ impl<C: Crew> Ports<C> {
             pending: vec![],
             answers: vec![],
             next_serial: 0,
-            stopping: false,
+            stopping: None,
             moved: false,
         }
     }
@@ -121,13 +126,16 @@ impl<C: Crew> Ports<C> {
     /// Takes in what the crew has to say.
     pub fn event(&mut self, event: Event<C::Vf>, now: Instant) {
         let Some(id) = event.port().cloned() else {
-            self.stop();
+            self.stop(now);
             return self.turn(now);
         };
         let Some(port) = self.ports.get_mut(&id) else {
             error!(port = %id, "an event of a port that is not there");
             return;
         };
+        if let (Some(limit), Event::Closed { .. } | Event::Removed { .. }) = (&mut self.stopping, &event) {
+            *limit = now + PATIENCE;
+        }
         match event {
             Event::Changed { result, .. } => {
                 port.changed(result.is_ok());
@@ -145,12 +153,16 @@ impl<C: Crew> Ports<C> {
 
     /// Does what is due without an event.
     pub fn tick(&mut self, now: Instant) {
+        if self.stopping.is_some_and(|limit| limit <= now) {
+            self.abandon();
+        }
         self.turn(now);
     }
 
     /// When [`Self::tick`] is due.
     pub fn due(&self) -> Option<Instant> {
-        self.ports.values().filter_map(Port::due).min()
+        let stuck = self.stopping.filter(|_| self.ports.values().any(Port::has_thread));
+        self.ports.values().filter_map(Port::due).chain(stuck).min()
     }
 
     /// The answers since the last call; each request gets exactly one.
@@ -160,7 +172,7 @@ impl<C: Crew> Ports<C> {
 
     /// [`Event::Stop`] was received and every port is gone.
     pub fn finished(&self) -> bool {
-        self.stopping && self.ports.is_empty()
+        self.stopping.is_some() && self.ports.is_empty()
     }
 
     #[cfg(test)]
@@ -210,7 +222,7 @@ impl<C: Crew> Ports<C> {
 
     /// Decides about an attach, on what is now. Changes nothing unless it can succeed.
     fn decide(&mut self, spec: Box<PortSpec>, takeover: bool, mut taken_from: Vec<PortId>, index: usize) -> Decision {
-        if self.stopping {
+        if self.stopping.is_some() {
             return Decision::Answer(Err(stopping()));
         }
         let wait = |spec, taken_from| Decision::Wait(Wait::Attach { spec, takeover, taken_from });
@@ -430,12 +442,17 @@ impl<C: Crew> Ports<C> {
         }
     }
 
-    fn stop(&mut self) {
-        self.stopping = true;
+    fn stop(&mut self, now: Instant) {
+        self.stopping = Some(now + PATIENCE);
         let ids: Vec<_> = self.ports.keys().cloned().collect();
         for id in ids {
             self.take_down(&id, stopping);
         }
+    }
+
+    /// The daemon ends without the threads that do not; the crew names them when it goes.
+    fn abandon(&mut self) {
+        self.ports.retain(|_, port| !port.has_thread());
     }
 
     /// A port could not be set up: undoes what was done; its attach is answered when all of it is undone.

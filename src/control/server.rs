@@ -6,19 +6,17 @@
 
 use std::collections::HashMap;
 use std::io::{ErrorKind, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::{Receiver, Sender, unbounded};
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use serde_json::Value;
 use tracing::{debug, warn};
 
 use super::rpc::{self, INVALID_REQUEST, Request, RpcError};
-use super::{Crew, Event, Ports, Token};
+use super::{Crew, Inbox, Ports, Token};
 use crate::error::{Error, Result};
 use crate::session::socket::ServerSocket;
 
@@ -38,48 +36,6 @@ const LINES_PER_TURN: usize = 16;
 const NAP: Duration = Duration::from_millis(100);
 /// Events taken in before clients are looked at again.
 const EVENTS_PER_TURN: usize = 256;
-
-/// Where crew threads send their events. Cheap to clone.
-#[derive(Debug)]
-pub struct EventSender<V> {
-    events: Sender<Event<V>>,
-    wake: Arc<OwnedFd>,
-}
-
-impl<V> Clone for EventSender<V> {
-    fn clone(&self) -> Self {
-        Self { events: self.events.clone(), wake: Arc::clone(&self.wake) }
-    }
-}
-
-impl<V> EventSender<V> {
-    /// Queues an event and wakes control. Never waits. An event after control has ended is dropped.
-    pub fn send(&self, event: Event<V>) {
-        if self.events.send(event).is_ok() {
-            // Fails only when the counter is at its maximum: then control is awake already.
-            let _ = rustix::io::write(&*self.wake, &1_u64.to_ne_bytes());
-        }
-    }
-}
-
-/// Where control receives them.
-#[derive(Debug)]
-pub struct Inbox<V> {
-    events: Receiver<Event<V>>,
-    wake: Arc<OwnedFd>,
-}
-
-impl<V> Inbox<V> {
-    /// Both ends.
-    pub fn new() -> Result<(EventSender<V>, Self)> {
-        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
-            .map_err(|errno| Error::io("eventfd")(errno.into()))?;
-        let wake = Arc::new(wake);
-        let (sender, events) = unbounded();
-        let sender = EventSender { events: sender, wake: Arc::clone(&wake) };
-        Ok((sender, Self { events, wake }))
-    }
-}
 
 /// The control thread.
 pub struct Server<C: Crew> {
@@ -131,8 +87,7 @@ impl<C: Crew> Server<C> {
         while !self.ports.finished() {
             let ready = self.wait()?;
             if ready.wake {
-                let mut counter = [0; 8];
-                let _ = rustix::io::read(&*self.inbox.wake, &mut counter);
+                self.inbox.hush();
             }
             // Also without the wake-up: more than EVENTS_PER_TURN may be there.
             self.take_events();
@@ -159,7 +114,7 @@ impl<C: Crew> Server<C> {
         let accept_in =
             self.accept_after.map(|after| after.saturating_duration_since(now)).filter(|left| !left.is_zero());
         let accepts = if accept_in.is_some() { PollFlags::empty() } else { PollFlags::IN };
-        let mut fds = vec![PollFd::new(&*self.inbox.wake, PollFlags::IN), PollFd::new(&self.socket, accepts)];
+        let mut fds = vec![PollFd::new(&self.inbox, PollFlags::IN), PollFd::new(&self.socket, accepts)];
         fds.extend(keys.iter().map(|key| {
             let client = &self.clients[key];
             let mut interest = PollFlags::empty();
@@ -167,7 +122,7 @@ impl<C: Crew> Server<C> {
             interest.set(PollFlags::OUT, !client.output.is_empty());
             PollFd::from_borrowed_fd(client.stream.as_fd(), interest)
         }));
-        let left_over = !self.inbox.events.is_empty() || self.clients.values().any(Connection::has_line);
+        let left_over = !self.inbox.is_empty() || self.clients.values().any(Connection::has_line);
         let due = self.ports.due().map(|due| due.saturating_duration_since(now));
         let due = due.into_iter().chain(accept_in).min();
         let timeout = if left_over { Some(Default::default()) } else { due };
@@ -196,9 +151,9 @@ impl<C: Crew> Server<C> {
 
     fn take_events(&mut self) {
         for _ in 0..EVENTS_PER_TURN {
-            match self.inbox.events.try_recv() {
-                Ok(event) => self.ports.event(event, Instant::now()),
-                Err(_) => return,
+            match self.inbox.take() {
+                Some(event) => self.ports.event(event, Instant::now()),
+                None => return,
             }
         }
     }

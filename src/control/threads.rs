@@ -6,7 +6,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Sender, unbounded};
-use tracing::warn;
+use tracing::{error, warn};
 
 use super::{Crew, Event, EventSender, PortChange, PortId};
 use crate::error::{Error, Result};
@@ -14,9 +14,9 @@ use crate::relay::Poller;
 use crate::session::port::{PortCommand, PortEvent, PortPlan, PortThread};
 use crate::vf::{Vf, VfConfig, VfSpec};
 
-/// How long the end of the device thread is waited for: a driver may take its time for what nobody wants
-/// any more, and the process ends.
-const DEVICE_THREAD_END: Duration = Duration::from_millis(500);
+/// How long the end of all threads is waited for: a driver may take its time for what nobody wants any more,
+/// a port's thread may be stuck, and the process ends.
+const END: Duration = Duration::from_millis(300);
 
 /// An order to the device thread.
 enum DeviceOrder {
@@ -103,7 +103,7 @@ impl Crew for Threads {
         let id: PortId = plan.id.parse().expect("control checked the id");
         // Of ports that were detached, or could not be opened.
         self.ports.retain(|_, thread| !thread.is_over());
-        let (events, port) = (self.events.clone(), id.clone());
+        let (events, port) = (self.events.of_port(id.clone()), id.clone());
         let tell = move |event| {
             let port = port.clone();
             events.send(match event {
@@ -111,7 +111,7 @@ impl Crew for Threads {
                 PortEvent::VfReady(status) => Event::VfReady { port, status },
                 PortEvent::VfFailed { error, vf } => Event::VfFailed { port, error, vf },
                 PortEvent::Changed(result) => Event::Changed { port, result },
-                PortEvent::Status(status) => Event::Status { port, status },
+                PortEvent::Status(status) => return events.status(status),
                 PortEvent::Closed { vf } => Event::Closed { port, vf },
             });
         };
@@ -142,18 +142,31 @@ impl Drop for Threads {
     fn drop(&mut self) {
         // All at once: each may have a VF to stop.
         self.ports.values().for_each(|thread| thread.send(PortCommand::Close));
-        self.ports.drain().for_each(|(_, thread)| thread.join());
         self.device = None;
-        let Some(thread) = self.device_thread.take() else { return };
-        let begin = Instant::now();
-        while !thread.is_finished() {
-            if begin.elapsed() >= DEVICE_THREAD_END {
-                return warn!("a driver does not return: ending without it");
+        let end = Instant::now() + END;
+        for (port, thread) in self.ports.drain() {
+            if !ends(thread.into_handle(), end) {
+                error!(%port, "its thread is stuck: ending without it");
             }
-            std::thread::sleep(Duration::from_millis(1));
         }
-        let _ = thread.join();
+        if let Some(thread) = self.device_thread.take()
+            && !ends(thread, end)
+        {
+            warn!("a driver does not return: ending without it");
+        }
     }
+}
+
+/// Waits for a thread, at most until `end`. Whether it has ended.
+fn ends(thread: JoinHandle<()>, end: Instant) -> bool {
+    while !thread.is_finished() {
+        if Instant::now() >= end {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let _ = thread.join();
+    true
 }
 
 #[cfg(test)]

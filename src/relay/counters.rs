@@ -36,6 +36,7 @@ struct Cells {
     dropped: [AtomicU64; CAUSES],
     kicks_sent: AtomicU64,
     kicks_suppressed: AtomicU64,
+    kicks_blocked: AtomicU64,
     quarantined: AtomicU64,
 }
 
@@ -60,6 +61,11 @@ impl LaneCounters {
     /// A published burst for which the guest did, or did not, want a signal.
     pub fn kicked(&self, sent: bool) {
         add(if sent { &self.0.kicks_sent } else { &self.0.kicks_suppressed }, 1);
+    }
+
+    /// A signal that the watchdog had to end.
+    pub fn blocked(&self) {
+        add(&self.0.kicks_blocked, 1);
     }
 
     /// A ring was taken off its core.
@@ -91,6 +97,7 @@ impl LaneCounters {
             },
             kicks_sent: get(&self.0.kicks_sent),
             kicks_suppressed: get(&self.0.kicks_suppressed),
+            kicks_blocked: get(&self.0.kicks_blocked),
         }
     }
 }
@@ -110,6 +117,9 @@ pub struct LaneSnapshot {
     pub kicks_sent: u64,
     /// Bursts for which the guest wanted none.
     pub kicks_suppressed: u64,
+    /// Signals that blocked until the watchdog ended them: each cost the core about 10 ms, and the front end
+    /// its connection.
+    pub kicks_blocked: u64,
 }
 
 /// Dropped frames by [`Cause`].

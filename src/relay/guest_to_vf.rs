@@ -10,7 +10,7 @@ use arrayvec::ArrayVec;
 
 use super::checksum;
 use super::counters::{Cause, LaneCounters};
-use super::doorbell::Doorbell;
+use super::doorbell::{Blocked, Doorbell};
 use super::lane::{Lane, LaneId, RingPlan, TURN_BUDGET, Trigger, Turn};
 use super::offload::{self, Treatment, TxRules};
 use super::segment::Segmenter;
@@ -256,24 +256,23 @@ impl<P: TxPacket> TxSeat<P> {
             counters.kicked(false);
             return None;
         }
-        match self.doorbell.call(turn.now, turn.mark) {
+        match self.doorbell.call(turn.mark) {
             Ok(sent) => counters.kicked(sent),
-            Err(_) => return Some(RingFault::CallBlocks),
+            Err(Blocked) => return Some(RingFault::CallBlocks),
         }
         None
     }
 }
 
 impl<P: TxPacket> TxSlot<P> {
-    /// Takes a ring that lies off the core's list. It stays in the lane: its position is asked for later.
-    pub(super) fn quarantine(&mut self, fault: RingFault, counters: &LaneCounters) -> usize {
+    /// Stops the ring. It stays in the lane: its position is asked for later.
+    fn stop(&mut self, fault: RingFault, counters: &LaneCounters) {
         if let Some(mut seat) = self.seat.take() {
             seat.give_up();
             seat.ring.rewind();
             counters.quarantine();
             self.fault = Some((fault, seat.ring, seat.doorbell));
         }
-        1
     }
 }
 
@@ -283,6 +282,29 @@ impl<Q: TxQueue> GuestToVf<Q> {
         assert!(!queues.is_empty(), "a VF has at least one transmit queue");
         let slots = (0..pairs).map(|_| TxSlot { seat: None, fault: None }).collect();
         Self { id, slots, queues, ready, counters }
+    }
+
+    /// Takes a ring that lies off the core's list and tells its front end. Returns the work that was.
+    pub(super) fn quarantine(&mut self, pair: usize, fault: RingFault, turn: &Turn<'_>) -> usize {
+        let slot = &mut self.slots[pair];
+        slot.stop(fault, &self.counters);
+        let silent = fault == RingFault::CallBlocks;
+        if silent || slot.fault.as_ref().is_some_and(|(_, _, doorbell)| doorbell.err(turn.mark) == Err(Blocked)) {
+            self.silence(pair);
+        }
+        1
+    }
+
+    /// A notification of this ring blocked: what the front end did once it can do with every fd, each time for
+    /// as long as the watchdog waits. So nothing is signalled any more: all rings stop.
+    fn silence(&mut self, pair: usize) {
+        self.counters.blocked();
+        for slot in &mut self.slots {
+            slot.stop(RingFault::CallBlocks, &self.counters);
+        }
+        if let Some((fault, ..)) = &mut self.slots[pair].fault {
+            *fault = RingFault::CallBlocks;
+        }
     }
 
     fn seats(&self) -> impl Iterator<Item = &TxSeat<Q::Packet>> {
@@ -313,11 +335,11 @@ impl<Q: TxQueue> Lane for GuestToVf<Q> {
     }
 
     fn settle(&mut self, turn: &Turn<'_>) {
-        for slot in &mut self.slots {
-            let Some(seat) = &mut slot.seat else { continue };
+        for pair in 0..self.slots.len() {
+            let Some(seat) = &mut self.slots[pair].seat else { continue };
             seat.ring.disable_kicks();
-            if seat.doorbell.call(turn.now, turn.mark).is_err() {
-                slot.quarantine(RingFault::CallBlocks, &self.counters);
+            if seat.doorbell.call(turn.mark) == Err(Blocked) {
+                self.quarantine(pair, RingFault::CallBlocks, turn);
             }
         }
     }

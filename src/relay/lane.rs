@@ -53,7 +53,7 @@ pub struct RingPlan {
     pub memory: Arc<GuestMemory>,
     /// Size, addresses, base, format.
     pub config: RingConfig,
-    /// Kick and call.
+    /// Kick, call and err.
     pub doorbell: Doorbell,
     /// SET_VRING_ENABLE.
     pub enabled: bool,
@@ -128,7 +128,7 @@ impl<Q: TxQueue> GuestToVf<Q> {
             match seat.ring.pop(BURST) {
                 Ok(0) => return 0,
                 Ok(n) => seat.begin(n),
-                Err(fault) => return slot.quarantine(fault, &self.counters),
+                Err(fault) => return self.quarantine(pair, fault, turn),
             }
         }
         let mut moved = 0;
@@ -151,7 +151,7 @@ impl<Q: TxQueue> GuestToVf<Q> {
             }
         }
         if let Some(fault) = seat.publish(turn, &self.counters) {
-            slot.quarantine(fault, &self.counters);
+            self.quarantine(pair, fault, turn);
         }
         moved
     }
@@ -186,7 +186,7 @@ impl<Q: RxQueue> VfToGuest<Q> {
                 Err(PushError::Chain(_)) => return self.tally.drop(super::Cause::Malformed, 1),
                 Err(PushError::Ring(fault)) => {
                     self.tally.drop(super::Cause::NotReady, 1);
-                    return self.quarantine(pair, fault);
+                    return self.quarantine(pair, fault, turn);
                 }
                 Err(PushError::Empty) => {}
             }

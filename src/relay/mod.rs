@@ -15,6 +15,7 @@ mod segment;
 #[cfg(test)]
 pub(crate) mod tests;
 mod vf_to_guest;
+mod watchdog;
 
 pub use counters::{Cause, Dropped, LaneCounters, LaneSnapshot};
 pub use doorbell::{Doorbell, NotifyMark};
@@ -24,3 +25,4 @@ pub use mailbox::{Bell, Mailbox};
 pub use offload::TxRules;
 pub use poller::{CoreGauge, IdlePolicy, Poller};
 pub use vf_to_guest::{MAX_PAIRS, VfToGuest};
+pub use watchdog::Watchdog;

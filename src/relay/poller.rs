@@ -92,9 +92,9 @@ pub struct CoreGauge {
 }
 
 impl CoreGauge {
-    /// How long the core has been in the notification it is in.
-    pub fn in_notification(&self) -> Option<Duration> {
-        self.mark.nanoseconds().map(Duration::from_nanos)
+    /// The number of the notification the core is in, if it is in one.
+    pub fn notification(&self) -> Option<u64> {
+        self.mark.current()
     }
 }
 
@@ -163,11 +163,9 @@ impl Poller {
         &self.gauge
     }
 
-    /// Ends a notification that has taken longer than `limit`; to be called every few milliseconds.
-    pub fn watch(&self, limit: Duration) {
-        if self.gauge.in_notification().is_some_and(|time| time > limit) {
-            self.interrupt.fire();
-        }
+    /// Ends the system call the core is in: see [`super::Watchdog`].
+    pub(super) fn interrupt(&self) {
+        self.interrupt.fire();
     }
 
     /// Stops the core; lanes it still has are dropped. Blocks until the thread has ended.

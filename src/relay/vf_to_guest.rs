@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use arrayvec::ArrayVec;
 
 use super::counters::{Cause, LaneCounters};
-use super::doorbell::Doorbell;
+use super::doorbell::{Blocked, Doorbell};
 use super::headers;
 use super::lane::{Lane, LaneId, RingPlan, TURN_BUDGET, Trigger, Turn};
 use crate::error::Result;
@@ -202,14 +202,34 @@ impl<Q: RxQueue> VfToGuest<Q> {
         }
     }
 
-    /// Takes a ring that lies off the core's list; its position is asked for later. What was counted as
-    /// delivered is shown to the guest first; it is not signalled.
-    pub(super) fn quarantine(&mut self, pair: usize, fault: RingFault) {
-        if let Some(mut seat) = self.seats[pair].take() {
-            seat.ring.publish();
-            self.tally.counters.quarantine();
-            self.faults[pair] = Some((fault, seat.ring));
-            self.steer();
+    /// Takes a ring that lies off the core's list and tells its front end.
+    pub(super) fn quarantine(&mut self, pair: usize, fault: RingFault, turn: &Turn<'_>) {
+        let doorbell = self.stop(pair, fault);
+        let silent = fault == RingFault::CallBlocks;
+        if silent || doorbell.is_some_and(|doorbell| doorbell.err(turn.mark) == Err(Blocked)) {
+            self.silence(pair);
+        }
+        self.steer();
+    }
+
+    /// Stops the ring. It stays in the lane: its position is asked for later. What was counted as delivered is
+    /// shown to the guest first; it is not signalled.
+    fn stop(&mut self, pair: usize, fault: RingFault) -> Option<Doorbell> {
+        let mut seat = self.seats[pair].take()?;
+        seat.ring.publish();
+        self.tally.counters.quarantine();
+        self.faults[pair] = Some((fault, seat.ring));
+        Some(seat.doorbell)
+    }
+
+    /// As in the other direction: a notification of this ring blocked, so nothing is signalled any more.
+    fn silence(&mut self, pair: usize) {
+        self.tally.counters.blocked();
+        for pair in 0..self.seats.len() {
+            self.stop(pair, RingFault::CallBlocks);
+        }
+        if let Some((fault, _)) = &mut self.faults[pair] {
+            *fault = RingFault::CallBlocks;
         }
     }
 
@@ -229,9 +249,9 @@ impl<Q: RxQueue> VfToGuest<Q> {
                 self.tally.counters.kicked(false);
                 continue;
             }
-            match seat.doorbell.call(turn.now, turn.mark) {
+            match seat.doorbell.call(turn.mark) {
                 Ok(sent) => self.tally.counters.kicked(sent),
-                Err(_) => self.quarantine(pair, RingFault::CallBlocks),
+                Err(Blocked) => self.quarantine(pair, RingFault::CallBlocks, turn),
             }
         }
     }
@@ -261,8 +281,8 @@ impl<Q: RxQueue> Lane for VfToGuest<Q> {
                 continue;
             };
             seat.ring.disable_kicks();
-            if seat.doorbell.call(turn.now, turn.mark).is_err() {
-                self.quarantine(pair, RingFault::CallBlocks);
+            if seat.doorbell.call(turn.mark) == Err(Blocked) {
+                self.quarantine(pair, RingFault::CallBlocks, turn);
             }
         }
     }

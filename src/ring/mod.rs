@@ -105,7 +105,7 @@ pub enum RingFault {
     /// The memory behind it was taken away.
     #[error("guest memory was truncated")]
     MemoryGone,
-    /// Signalling it blocks: its call fd was made blocking and nobody reads it.
-    #[error("call eventfd blocks")]
+    /// Signalling it blocks, or another ring of its lane: a call or err fd was made blocking and nobody reads it.
+    #[error("call or err eventfd blocks")]
     CallBlocks,
 }

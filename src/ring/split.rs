@@ -28,7 +28,8 @@ pub struct RingConfig {
     pub size: u16,
     /// Where its areas are.
     pub addresses: RingAddresses,
-    /// Next index to consume, from SET_VRING_BASE.
+    /// Next index to consume: SET_VRING_BASE, or where the ring was taken out. A split ring does not need it and
+    /// begins at used.idx, which is the same after an orderly stop, and right after a crash of either side too.
     pub base: u16,
     /// VIRTIO_F_INDIRECT_DESC was negotiated.
     pub indirect: bool,

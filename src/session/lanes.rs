@@ -1,5 +1,6 @@
 //! A port's two lanes: at home in the port's thread, or out on their cores; and the VF under them.
 
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
@@ -7,11 +8,12 @@ use tracing::{info, warn};
 
 use super::features;
 use super::plan::{PortCounters, RingStatus, VfStatus};
+use super::port_log::PortLog;
 use super::{Lanes, SessionState};
 use crate::error::Result;
 use crate::guest::{Drained, GuestMemory};
 use crate::relay::{Doorbell, GuestToVf, Lane, LaneId, Poller, RingPlan, TxRules, VfToGuest};
-use crate::ring::RingConfig;
+use crate::ring::{RingConfig, RingFault};
 use crate::vf::{Queues, Vf, VfCaps, VfConfig, VfSpec};
 
 /// Bytes a frame may have beyond the MTU: Ethernet header and two VLAN tags.
@@ -35,25 +37,12 @@ enum Whereabouts {
     Out(LaneId),
 }
 
-/// What a ring in a lane was built from; it is rebuilt when that changes.
-struct Built {
-    plan: RingPlan,
-}
-
-impl Built {
-    fn is(&self, plan: &RingPlan) -> bool {
-        let same = |a: &Option<Arc<_>>, b: &Option<Arc<_>>| match (a, b) {
-            (Some(a), Some(b)) => Arc::ptr_eq(a, b),
-            (None, None) => true,
-            _ => false,
-        };
-        let ours = &self.plan;
-        Arc::ptr_eq(&ours.memory, &plan.memory)
-            && RingConfig { base: 0, ..ours.config } == RingConfig { base: 0, ..plan.config }
-            && same(&ours.doorbell.kick, &plan.doorbell.kick)
-            && same(&ours.doorbell.call, &plan.doorbell.call)
-            && (ours.enabled, ours.rules, ours.guest_checksum) == (plan.enabled, plan.rules, plan.guest_checksum)
-    }
+/// Whether a ring that was built from `ours` is what `plan` says. Where it begins is no part of what it is.
+fn is_built_from(ours: &RingPlan, plan: &RingPlan) -> bool {
+    Arc::ptr_eq(&ours.memory, &plan.memory)
+        && RingConfig { base: 0, ..ours.config } == RingConfig { base: 0, ..plan.config }
+        && ours.doorbell.is(&plan.doorbell)
+        && (ours.enabled, ours.rules, ours.guest_checksum) == (plan.enabled, plan.rules, plan.guest_checksum)
 }
 
 /// The VF in place.
@@ -66,6 +55,7 @@ struct InPlace {
 /// Lanes and VF of a port. Owned by the port's thread.
 pub(super) struct PortLanes {
     id: String,
+    log: Rc<PortLog>,
     pollers: Arc<Vec<Poller>>,
     /// Indices into `pollers`, by direction.
     cores: [usize; 2],
@@ -73,10 +63,13 @@ pub(super) struct PortLanes {
     pairs: usize,
     mtu: u16,
     lanes: [Whereabouts; 2],
-    built: Vec<Option<Built>>,
+    /// What the rings in the lanes were built from; one is rebuilt when that changes.
+    built: Vec<Option<RingPlan>>,
     faults: Vec<Option<String>>,
     /// Positions of rings that ran, and could not be built again.
     lost: Vec<Option<u16>>,
+    /// A signal to this guest blocked.
+    silenced: bool,
     vf: Option<InPlace>,
     /// The VF can send: shared with the lane.
     ready: Arc<AtomicBool>,
@@ -93,6 +86,7 @@ impl PortLanes {
     /// Lanes without a VF: what a guest sends is consumed and counted as `not_ready`.
     pub(super) fn new(
         id: &str,
+        log: Rc<PortLog>,
         pollers: Arc<Vec<Poller>>,
         cores: (usize, usize),
         counters: PortCounters,
@@ -104,6 +98,7 @@ impl PortLanes {
         let (lanes, _) = lanes_without_vf(pairs, mtu, &ready, &counters)?;
         Ok(Self {
             id: id.to_owned(),
+            log,
             pollers,
             cores: [cores.0, cores.1],
             counters,
@@ -113,6 +108,7 @@ impl PortLanes {
             built: (0..2 * pairs).map(|_| None).collect(),
             faults: vec![None; 2 * pairs],
             lost: vec![None; 2 * pairs],
+            silenced: false,
             vf: None,
             ready,
             reta: Vec::new(),
@@ -222,13 +218,15 @@ impl PortLanes {
             .collect()
     }
 
-    /// Tells the front end about rings that stand still (SET_VRING_ERR).
-    pub(super) fn ring_errors(&self, state: &SessionState) {
-        for (ring, fault) in state.rings.iter().zip(&self.faults) {
-            if let (Some(err), Some(_)) = (&ring.err, fault) {
-                let _ = rustix::io::write(err, &1u64.to_ne_bytes());
-            }
-        }
+    /// Whether a signal to the guest blocked: no ring of it is built again, the front end has to go.
+    pub(super) fn is_silenced(&self) -> bool {
+        self.silenced
+    }
+
+    /// The guest is gone: the next one is another. Whether this one was silenced.
+    pub(super) fn forgive(&mut self) -> bool {
+        self.assert_drained();
+        std::mem::take(&mut self.silenced)
     }
 
     fn assert_drained(&self) {
@@ -273,7 +271,7 @@ impl PortLanes {
         Some(RingPlan {
             memory: memory.clone(),
             config: state.ring_config(index, max_frame)?,
-            doorbell: Doorbell { kick: ring.kick.clone(), call: ring.call.clone() },
+            doorbell: Doorbell { kick: ring.kick.clone(), call: ring.call.clone(), err: ring.err.clone() },
             enabled: ring.enabled,
             rules,
             guest_checksum: has(features::NET_GUEST_CSUM),
@@ -300,8 +298,11 @@ impl Lanes for PortLanes {
             if let (Some(fault), Some(_), None) =
                 (self.home(direction).fault(pair), &self.built[ring], &self.faults[ring])
             {
-                warn!(port = self.id, ring, %fault, "ring quarantined");
+                if self.log.allows() {
+                    warn!(port = self.id, ring, %fault, "ring quarantined");
+                }
                 self.faults[ring] = Some(fault.to_string());
+                self.silenced |= fault == RingFault::CallBlocks;
             }
         }
     }
@@ -323,13 +324,17 @@ impl Lanes for PortLanes {
 
     fn resume(&mut self, state: &SessionState, memory: &Arc<GuestMemory>) {
         self.pause();
+        if self.silenced {
+            return;
+        }
         for ring in 0..self.built.len() {
             let (direction, pair) = place_of(ring);
             let plan = self.plan(ring, state, memory);
             match (&self.built[ring], plan) {
                 (None, None) => {}
-                (Some(built), Some(plan)) if built.is(&plan) => {}
-                (_, plan) => {
+                (Some(built), Some(plan)) if is_built_from(built, &plan) => {}
+                (built, plan) => {
+                    let rebuilt = built.is_some();
                     let position = self.take_out(ring);
                     let Some(mut plan) = plan else { continue };
                     if let Some(position) = position {
@@ -337,11 +342,16 @@ impl Lanes for PortLanes {
                     }
                     match self.home(direction).insert_ring(pair, plan.clone()) {
                         Ok(()) => {
-                            info!(port = self.id, ring, base = plan.config.base, enabled = plan.enabled, "ring runs");
-                            self.built[ring] = Some(Built { plan });
+                            // Once a start: it is built anew for every small change.
+                            if !rebuilt && self.log.allows() {
+                                info!(port = self.id, ring, size = plan.config.size, "ring runs");
+                            }
+                            self.built[ring] = Some(plan);
                         }
                         Err(error) => {
-                            warn!(port = self.id, ring, %error, "ring cannot run");
+                            if self.log.allows() {
+                                warn!(port = self.id, ring, %error, "ring cannot run");
+                            }
                             self.faults[ring] = Some(error.to_string());
                             self.lost[ring] = position;
                         }

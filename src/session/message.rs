@@ -212,7 +212,8 @@ impl Parts<'_> {
     }
 
     /// A core writes to these fds: a pipe, a file or a socket could block it or be made to do harm.
-    /// A blocking eventfd at its maximum would block it too.
+    /// A blocking eventfd at its maximum would block it too. EFD_SEMAPHORE does not matter: it changes what a
+    /// read takes, and we read none of them.
     fn check_eventfd(&self, fd: &OwnedFd) -> Result<()> {
         let raw = fd.as_raw_fd();
         let link = readlink(format!("/proc/self/fd/{raw}"), Vec::new())

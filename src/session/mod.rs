@@ -4,12 +4,14 @@
 //! a [`Lanes`] for what a message needs done to the data plane. [`port`] is the thread that joins a
 //! session, a VF and their lanes.
 
+mod admission;
 mod conversation;
 pub mod features;
 mod lanes;
 pub mod message;
 mod plan;
 pub mod port;
+mod port_log;
 #[cfg(any(test, fuzzing))]
 pub mod recorder;
 #[cfg(any(test, fuzzing))]

@@ -35,7 +35,7 @@ pub struct SocketPlan {
     pub mode: u32,
 }
 
-/// What a port thread is started with. Resolved by control; never changes while the thread lives.
+/// What a port thread is started with, resolved by control. What changes later comes as a command.
 #[derive(Clone, Debug)]
 pub struct PortPlan {
     /// Port id.

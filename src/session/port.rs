@@ -4,6 +4,7 @@
 //! here, so that it delays no other port: starting a VF, mapping memory, waiting for a stuck front end.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -13,8 +14,10 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::time::Timespec;
 use tracing::{info, warn};
 
+use super::admission::Admission;
 use super::conversation::{Outcome, Session};
 use super::lanes::PortLanes;
+use super::port_log::PortLog;
 use super::socket::{self, ServerSocket};
 use super::wire::{Connection, Received};
 use super::{Lanes, Offer, SessionState};
@@ -23,9 +26,6 @@ use crate::relay::Poller;
 use crate::vf::{Mac, Vf, VfConfig, VfSpec};
 
 pub use super::plan::{PortCounters, PortPlan, PortStatus, RingStatus, Role, SocketPlan, VfStatus};
-
-/// How often a client port tries to connect.
-const RETRY: Duration = Duration::from_millis(50);
 
 /// How often link state, statistics and quarantined rings are looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -133,9 +133,9 @@ impl PortThread {
         self.wake.strong_count() == 0
     }
 
-    /// Waits until the thread has ended.
-    pub fn join(self) {
-        let _ = self.thread.join();
+    /// The thread, to be joined.
+    pub fn into_handle(self) -> JoinHandle<()> {
+        self.thread
     }
 }
 
@@ -155,8 +155,9 @@ struct Port<'tell> {
     /// Of a server port.
     listener: Option<ServerSocket>,
     guest: Option<Guest>,
-    /// Nobody is accepted before.
-    deaf_until: Option<Instant>,
+    /// When the next one is taken.
+    admission: Admission,
+    log: Rc<PortLog>,
     connections: u64,
     last_error: Option<String>,
     told: PortStatus,
@@ -176,7 +177,9 @@ impl<'tell> Port<'tell> {
         tell: &'tell dyn Fn(PortEvent),
     ) -> Result<Self> {
         let Offer { queue_pairs, mtu, .. } = plan.offer;
-        let lanes = PortLanes::new(&plan.id, pollers, plan.cores, plan.counters.clone(), queue_pairs, mtu)?;
+        let log = Rc::new(PortLog::new(&plan.id));
+        let counters = plan.counters.clone();
+        let lanes = PortLanes::new(&plan.id, log.clone(), pollers, plan.cores, counters, queue_pairs, mtu)?;
         let listener = match plan.socket.role {
             Role::Server => Some(ServerSocket::bind(&plan.socket)?),
             Role::Client => None,
@@ -189,7 +192,8 @@ impl<'tell> Port<'tell> {
             lanes,
             listener,
             guest: None,
-            deaf_until: None,
+            admission: Admission::new(Instant::now()),
+            log,
             connections: 0,
             last_error: None,
             told: PortStatus::default(),
@@ -213,20 +217,23 @@ impl<'tell> Port<'tell> {
                 }
             }
             self.look();
+            if self.lanes.is_silenced() {
+                self.part(None);
+            }
             self.tell_status();
         }
     }
 
     /// Waits for a command, the socket, or the time to look or retry. Whether the socket is ready.
     fn wait(&mut self) -> bool {
-        let mut limit = self.next_look.saturating_duration_since(Instant::now());
+        let now = Instant::now();
+        let mut limit = self.next_look.saturating_duration_since(now);
+        let closed = self.admission.closed_for(now);
         let socket: Option<BorrowedFd<'_>> = match (&self.guest, &self.listener) {
             (Some(guest), _) => Some(guest.connection.as_fd()),
-            (None, Some(listener)) if self.deaf_until.is_none_or(|until| until <= Instant::now()) => {
-                Some(listener.as_fd())
-            }
+            (None, Some(listener)) if closed.is_zero() => Some(listener.as_fd()),
             (None, _) => {
-                limit = limit.min(RETRY);
+                limit = limit.min(closed);
                 None
             }
         };
@@ -249,9 +256,11 @@ impl<'tell> Port<'tell> {
 
     /// A client port without a guest tries to connect.
     fn connect(&mut self) {
-        if self.guest.is_some() || self.listener.is_some() {
+        let now = Instant::now();
+        if self.guest.is_some() || self.listener.is_some() || !self.admission.closed_for(now).is_zero() {
             return;
         }
+        self.admission.begin(now);
         match socket::try_connect(&self.plan.socket.path) {
             Ok(Some(stream)) => self.welcome(Connection::new(stream)),
             // Most often nobody listens yet: that is no error.
@@ -262,21 +271,21 @@ impl<'tell> Port<'tell> {
 
     fn accept(&mut self) {
         let Some(listener) = &self.listener else { return };
+        self.admission.begin(Instant::now());
         match listener.accept() {
             Ok(Some(stream)) => self.welcome(Connection::new(stream)),
             Ok(None) => {}
-            Err(error) => {
-                // Out of fds, most likely: who waits goes on waiting, and would wake us at once.
-                self.last_error = Some(error.to_string());
-                self.deaf_until = Some(Instant::now() + RETRY);
-            }
+            // Out of fds, most likely: who waits goes on waiting.
+            Err(error) => self.last_error = Some(error.to_string()),
         }
     }
 
     fn welcome(&mut self, connection: Result<Connection>) {
         match connection {
             Ok(connection) => {
-                info!(port = self.plan.id, "front end connected");
+                if self.log.allows() {
+                    info!(port = self.plan.id, "front end connected");
+                }
                 self.connections += 1;
                 self.last_error = None;
                 self.guest = Some(Guest { connection, session: Session::new(self.plan.offer) });
@@ -303,7 +312,9 @@ impl<'tell> Port<'tell> {
                 Ok(Outcome::Silent) => Ok(()),
                 Ok(Outcome::Reply(reply)) => guest.connection.send(&reply),
                 Ok(Outcome::Refused(reply, error)) => {
-                    warn!(port = self.plan.id, %error, "message refused");
+                    if self.log.allows() {
+                        warn!(port = self.plan.id, %error, "message refused");
+                    }
                     self.last_error = Some(error.to_string());
                     guest.connection.send(&reply)
                 }
@@ -318,12 +329,22 @@ impl<'tell> Port<'tell> {
     /// The front end is gone, or has to go: its rings leave the lanes, its memory is unmapped.
     fn part(&mut self, error: Option<Error>) {
         let Some(guest) = self.guest.take() else { return };
-        match &error {
-            Some(error) => warn!(port = self.plan.id, %error, "front end disconnected"),
-            None => info!(port = self.plan.id, "front end disconnected"),
+        drop(guest.session.suspend(&mut self.lanes));
+        let penalty = self.admission.end(Instant::now(), self.lanes.forgive());
+        let blocked = penalty.map(|penalty| {
+            Error::Protocol(format!(
+                "a call or err eventfd blocks, which holds up a core: the connection is closed, the next one is \
+                 taken in {penalty:?}"
+            ))
+        });
+        let error = blocked.or(error);
+        if self.log.allows() {
+            match &error {
+                Some(error) => warn!(port = self.plan.id, %error, "front end disconnected"),
+                None => info!(port = self.plan.id, "front end disconnected"),
+            }
         }
         self.last_error = error.map(|error| error.to_string());
-        drop(guest.session.suspend(&mut self.lanes));
         self.reshape();
     }
 
@@ -439,7 +460,6 @@ impl<'tell> Port<'tell> {
             self.lanes.pause();
             if let Some(guest) = &mut self.guest {
                 guest.session.hand_out(&mut self.lanes);
-                self.lanes.ring_errors(guest.session.state());
             }
         }
     }

@@ -13,8 +13,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, Gid, Mode, OFlags, RenameFlags, Stat, Uid, chmod, chownat, fchmod, fstat, openat,
-    renameat_with, statat, unlinkat,
+    AtFlags, CWD, FileType, Gid, Mode, OFlags, RenameFlags, ResolveFlags, Stat, Uid, chmod, chownat, fchmod, fstat,
+    openat, openat2, renameat_with, statat, unlinkat,
 };
 use rustix::io::Errno;
 use rustix::net::{
@@ -65,15 +65,17 @@ impl ServerSocket {
     /// # Errors
     /// [`Error::Conflict`] if the path holds a socket that somebody listens on, a socket of a stranger,
     /// or anything else than a socket; it is left as it was. [`Error::Invalid`] for a path no client
-    /// could connect to. [`Error::Io`] if the directory is not there or we may not write to it or
+    /// could connect to. [`Error::Conflict`] too if a part of the directory's path is a symbolic link: who
+    /// checked the path has resolved them. [`Error::Io`] if the directory is not there or we may not write to it or
     /// change the owner.
     pub fn bind(plan: &SocketPlan) -> Result<Self> {
         let path = &plan.path;
         let name = check_path(path)?;
         let parent = path.parent().unwrap_or(Path::new("/"));
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let directory = openat(CWD, parent, flags, Mode::empty())
-            .map_err(|errno| failed("opening the socket directory", parent, errno))?;
+        let directory = open_directory(parent).map_err(|errno| match errno {
+            Errno::LOOP => conflict(path, "is reached through a symbolic link, which came after it was checked"),
+            errno => failed("opening the socket directory", parent, errno),
+        })?;
         let place = Place { directory: Arc::new(directory), name };
         let stale = place.stale_socket(plan)?;
 
@@ -211,6 +213,16 @@ impl Place {
             Err(Errno::CONNREFUSED) => Ok(Some(Identity::of(&stat))),
             _ => Err(conflict(path, "is in use by another process or port")),
         }
+    }
+}
+
+/// Opens a directory, without following links: the path was checked, and one may have come since.
+fn open_directory(path: &Path) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    match openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS) {
+        // Before Linux 5.6, or under a system call filter from before it.
+        Err(Errno::NOSYS | Errno::PERM) => openat(CWD, path, flags, Mode::empty()),
+        result => result,
     }
 }
 
@@ -448,6 +460,21 @@ mod tests {
         assert!(try_connect(&after.join("port.sock")).unwrap().is_some());
         drop(server);
         assert_eq!(fs::read_dir(&after).unwrap().count(), 0);
+    }
+
+    /// Whoever checked the path resolved its links: one that is there now was put there since.
+    #[test]
+    fn a_link_in_place_of_the_directory_is_refused() {
+        let (directory, _) = scratch();
+        let (real, link) = (directory.path().join("real"), directory.path().join("link"));
+        fs::create_dir_all(real.join("inner")).unwrap();
+        symlink(&real, &link).unwrap();
+        for bad in ["link/port.sock", "link/inner/port.sock"] {
+            let error = ServerSocket::bind(&plan(&directory.path().join(bad))).unwrap_err();
+            assert_eq!(error.code(), "conflict", "{error}");
+        }
+        assert_eq!((fs::read_dir(&real).unwrap().count(), files(&directory).len()), (1, 2));
+        ServerSocket::bind(&plan(&real.join("inner/port.sock"))).unwrap();
     }
 
     #[test]

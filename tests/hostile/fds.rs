@@ -116,7 +116,7 @@ attacks! {
     };
     call_is_made_blocking_again: |t| {
         // The flag belongs to the open file, which the VMM shares: it can take back what we set.
-        // The core may be held up until the watchdog looks; the port is then out of the way.
+        // The core may be held up until the watchdog looks; the front end then has to go.
         let call = full_eventfd();
         let mut guest = t.guest(&Plan::default());
         set_calls(&guest, call.as_fd());
@@ -129,7 +129,7 @@ attacks! {
         guest.pairs[0].tx.flush();
         guest.pairs[0].tx.queue.kick_now();
         let start = std::time::Instant::now();
-        while t.fault(0).is_none() && t.fault(1).is_none() {
+        while !t.daemon.show("target")["guest"]["last_error"].to_string().contains("eventfd blocks") {
             assert!(start.elapsed() < crate::PATIENCE, "the stuck port is not quarantined");
         }
         Box::new((guest, call))
@@ -157,11 +157,14 @@ attacks! {
     };
     semaphore_eventfds: |t| {
         // A read takes 1, not all: a core that waits for "not readable" would never sleep, nor end.
-        let kick = eventfd(1_000_000, EventfdFlags::SEMAPHORE).expect("eventfd");
+        let semaphore = || eventfd(1_000_000, EventfdFlags::SEMAPHORE).expect("eventfd");
+        let (kick, call) = (semaphore(), semaphore());
         let mut guest = t.guest(&Plan::default());
         set_kicks(&mut guest, kick.as_fd());
+        set_calls(&guest, call.as_fd());
+        calls_wanted(&guest);
         Flows::new(1).exchange(&mut guest, &[0], 100, 300);
-        Box::new((guest, kick))
+        Box::new((guest, kick, call))
     };
     neither_kick_nor_call: |t| {
         // Legal: we poll and do not signal.

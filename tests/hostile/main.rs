@@ -11,6 +11,7 @@ mod messages;
 mod offloads;
 mod races;
 mod receive;
+mod storms;
 #[path = "../support/mod.rs"]
 mod support;
 

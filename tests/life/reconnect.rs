@@ -141,6 +141,8 @@ fn a_guest_that_reboots_in_place() {
     }
     until("nothing was dropped", || daemon.lanes("port").vf_to_guest.packets == 2000);
     assert_eq!(daemon.lanes("port").vf_to_guest.dropped.total(), 0);
+    // Two rings, 21 starts: one line for each, not another when it is enabled.
+    assert_eq!(daemon.log().matches("ring runs").count(), 42, "{}", daemon.log());
     drop(guest);
     daemon.stop();
 }

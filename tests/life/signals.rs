@@ -1,5 +1,6 @@
 //! SIGTERM and SIGKILL.
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -7,6 +8,7 @@ use crate::support::census;
 use crate::support::daemon::{Attach, Daemon, Options};
 use crate::support::frontend::{FrontEnd, VERSION, message, request};
 use crate::support::guest::{Flows, Guest, Plan};
+use crate::support::until;
 
 #[test]
 fn sigterm_without_ports() {
@@ -66,6 +68,40 @@ fn sigterm_while_nobody_listens() {
     }
     std::thread::sleep(Duration::from_millis(150));
     daemon.stop();
+}
+
+/// A port's thread that does not come back, as from a driver: the daemon names it and ends without it.
+#[test]
+fn sigterm_beside_a_stuck_port() {
+    let env = vec![("VIRTIO_FORWARDER_TEST_VF_START_DELAY_MS".to_owned(), "stuck:60000".to_owned())];
+    let mut daemon = Daemon::with(Options { env, ..Options::default() });
+    let mut guest = Guest::connect(&daemon.attach("port", "soft:loop", 1), &Plan::default());
+    Flows::new(1).exchange(&mut guest, &[0], 200, 600);
+    let attach = Attach {
+        id: "stuck".into(),
+        socket: daemon.socket("stuck.sock"),
+        client: false,
+        vf: "soft:loop".into(),
+        queues: 1,
+        mtu: None,
+    };
+    let request = serde_json::json!({"jsonrpc": "2.0", "id": 1, "method": "port.attach", "params": attach.params()});
+    // The answer would come in a minute.
+    let mut control = std::os::unix::net::UnixStream::connect(daemon.control_socket()).expect("control socket");
+    writeln!(control, "{request}").expect("request");
+    until("its VF is being started", || {
+        daemon.call("port.show", serde_json::json!({"id": "stuck"})).is_ok_and(|_| attach.socket.exists())
+    });
+    let start = std::time::Instant::now();
+    daemon.signal(rustix::process::Signal::TERM);
+    let status = daemon.wait(Duration::from_secs(10));
+    let took = start.elapsed();
+    assert!(status.success(), "{status} after SIGTERM:\n{}", daemon.log());
+    assert!(took < Duration::from_millis(1500), "SIGTERM took {took:?}");
+    let named = |line: &str| line.contains("ERROR") && line.contains("stuck") && !line.contains("port=port");
+    assert!(daemon.log().lines().any(named), "{}", daemon.log());
+    // The other one was closed as ever.
+    assert!(!daemon.socket("port.sock").exists());
 }
 
 #[test]

@@ -273,8 +273,9 @@ impl Daemon {
         self.wait_ready();
     }
 
+    /// Waits until it has ended.
     #[track_caller]
-    fn wait(&mut self, timeout: Duration) -> ExitStatus {
+    pub fn wait(&mut self, timeout: Duration) -> ExitStatus {
         let start = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait().expect("wait") {

@@ -45,7 +45,7 @@ fn a_thousand_moves(policies: [IdlePolicy; 2], event_idx: bool) {
     let kick = event();
     let with = |plan: RingPlan, kick: Option<&Arc<OwnedFd>>, call: &Arc<OwnedFd>| RingPlan {
         config: RingConfig { event_idx, ..plan.config },
-        doorbell: Doorbell { kick: kick.cloned(), call: Some(call.clone()) },
+        doorbell: Doorbell { kick: kick.cloned(), call: Some(call.clone()), err: None },
         ..plan
     };
     let (tx_plan, rx_plan) = (guest.tx_plan(0), guest.rx_plan(0));
@@ -120,8 +120,8 @@ fn every_kick_wakes_a_sleeping_core() {
         let mut lane = GuestToVf::new(LaneId(1), 1, vec![vf], Arc::new(true.into()), counters.clone());
         let plan = guest.tx_plan(0);
         let config = RingConfig { event_idx, ..plan.config };
-        lane.insert_ring(0, RingPlan { config, doorbell: Doorbell { kick: Some(kick.clone()), call: None }, ..plan })
-            .unwrap();
+        let doorbell = Doorbell { kick: Some(kick.clone()), ..Doorbell::default() };
+        lane.insert_ring(0, RingPlan { config, doorbell, ..plan }).unwrap();
         core.adopt(Box::new(lane));
         // A front end that makes the kick blocking must not be able to block the core.
         fcntl_setfl(&kick, OFlags::empty()).unwrap();
@@ -153,11 +153,26 @@ fn every_kick_wakes_a_sleeping_core() {
     }
 }
 
-/// A call fd made blocking again, and full: the watchdog ends the write, the ring is taken off the core, the
-/// other ring of the lane goes on. Also while the frames are only dropped.
+/// Full, and blocking again: what the front end can do behind our back.
+fn block(fd: &OwnedFd) {
+    rustix::io::write(fd, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+    fcntl_setfl(fd, OFlags::empty()).unwrap();
+}
+
+/// Looks after the core until so many of the lane's rings were taken off it.
+fn watch(core: &Poller, counters: &LaneCounters, quarantined: u64) {
+    let mut watchdog = Watchdog::new(Duration::from_millis(10));
+    wait_for(|| {
+        std::thread::sleep(Duration::from_millis(1));
+        watchdog.look(std::slice::from_ref(core), Instant::now());
+        counters.quarantined() == quarantined
+    });
+}
+
+/// A call fd made blocking again, and full: the watchdog ends the write, and the whole lane is taken off the
+/// core, since each of its fds could do the same. Also while the frames are only dropped.
 #[test]
 fn the_watchdog_frees_a_core_from_a_call_that_blocks() {
-    const LIMIT: Duration = Duration::from_millis(10);
     for enabled in [true, false] {
         let mut core = poller(IdlePolicy::Adaptive);
         let mut guest = Guest::new(2, 64);
@@ -166,35 +181,28 @@ fn the_watchdog_frees_a_core_from_a_call_that_blocks() {
         let ready = Arc::new(true.into());
         let mut lane = GuestToVf::new(LaneId(1), 2, vec![ScriptedTx::new()], ready, counters.clone());
         for (pair, call) in calls.iter().enumerate() {
-            let doorbell = Doorbell { kick: None, call: Some(call.clone()) };
+            let doorbell = Doorbell { call: Some(call.clone()), err: Some(call.clone()), ..Doorbell::default() };
             lane.insert_ring(pair, RingPlan { enabled, doorbell, ..guest.tx_plan(pair) }).unwrap();
         }
         core.adopt(Box::new(lane));
-        wait_for(|| rustix::io::read(&calls[0], &mut [0; 8]).is_ok());
-        rustix::io::write(&calls[0], &(u64::MAX - 1).to_ne_bytes()).unwrap();
-        fcntl_setfl(&calls[0], OFlags::empty()).unwrap();
+        wait_for(|| calls.iter().all(|call| rustix::io::read(call, &mut [0; 8]).is_ok()));
+        calls.iter().for_each(|call| block(call));
 
         guest.tx[0].send(&[0; HEADER], &numbered(0, 0, 64));
         guest.tx[0].ring.publish();
-        wait_for(|| core.gauge().in_notification().is_some());
+        wait_for(|| core.gauge().notification().is_some());
         let blocked = Instant::now();
-        wait_for(|| {
-            std::thread::sleep(Duration::from_millis(1));
-            core.watch(LIMIT);
-            counters.quarantined() == 1
-        });
+        watch(&core, &counters, 2);
         // Generous: the machine may be busy. Without the watchdog it would be for ever.
         assert!(blocked.elapsed() < Duration::from_millis(500), "{:?}", blocked.elapsed());
 
-        guest.tx[1].send(&[0; HEADER], &numbered(1, 0, 64));
-        guest.tx[1].ring.publish();
-        wait_for(|| guest.tx[1].reclaim() == 1);
         let mut lane = recall(&core, LaneId(1));
-        assert_eq!((lane.fault(0), lane.fault(1)), (Some(RingFault::CallBlocks), None));
+        assert_eq!([0, 1].map(|pair| lane.fault(pair)), [Some(RingFault::CallBlocks); 2]);
         // What was sent is in the used ring, though the guest could not be told.
         assert_eq!((guest.tx[0].reclaim(), lane.remove_ring(0)), (1, Some(1)));
         let counted = counters.snapshot();
-        assert_eq!((counted.packets, counted.dropped.disabled), if enabled { (2, 0) } else { (0, 2) });
+        assert_eq!((counted.packets, counted.dropped.disabled), if enabled { (1, 0) } else { (0, 1) });
+        assert_eq!(counted.kicks_blocked, 1, "neither the other call nor an err is tried");
         core.stop();
     }
 }
@@ -207,24 +215,94 @@ fn a_call_that_blocks_costs_a_receiving_ring_no_frame() {
     guest.rx[0].post(64);
     let (vf, call, counters) = (ScriptedRx::default(), event(), Arc::new(LaneCounters::default()));
     let mut lane = VfToGuest::new(LaneId(1), 1, vec![vf.clone()], counters.clone());
-    let doorbell = Doorbell { kick: None, call: Some(call.clone()) };
+    let doorbell = Doorbell { call: Some(call.clone()), ..Doorbell::default() };
     lane.insert_ring(0, RingPlan { doorbell, ..guest.rx_plan(0) }).unwrap();
     core.adopt(Box::new(lane));
     wait_for(|| rustix::io::read(&call, &mut [0; 8]).is_ok());
-    rustix::io::write(&call, &(u64::MAX - 1).to_ne_bytes()).unwrap();
-    fcntl_setfl(&call, OFlags::empty()).unwrap();
+    block(&call);
     vf.arrive(numbered(0, 0, 64));
-    wait_for(|| {
-        std::thread::sleep(Duration::from_millis(1));
-        core.watch(Duration::from_millis(10));
-        counters.quarantined() == 1
-    });
+    watch(&core, &counters, 1);
     let mut lane = recall(&core, LaneId(1));
     assert_eq!((lane.fault(0), lane.remove_ring(0)), (Some(RingFault::CallBlocks), Some(1)));
     assert_eq!(guest.rx[0].receive(), Some(numbered(0, 0, 64)));
     let counted = counters.snapshot();
-    assert_eq!((counted.packets, counted.dropped.total()), (1, 0));
+    assert_eq!((counted.packets, counted.dropped.total(), counted.kicks_blocked), (1, 0, 1));
     core.stop();
+}
+
+/// All calls of a lane that arrives block: the core is held up once, not once a ring.
+#[test]
+fn a_lane_that_arrives_blocks_its_core_once() {
+    let mut core = poller(IdlePolicy::Adaptive);
+    let guest = Guest::new(4, 64);
+    let call = event();
+    block(&call);
+    let doorbell = Doorbell { call: Some(call), ..Doorbell::default() };
+    let counters = [(); 2].map(|()| Arc::new(LaneCounters::default()));
+    let ready = Arc::new(true.into());
+    let mut sender = GuestToVf::new(LaneId(1), 4, vec![ScriptedTx::new()], ready, counters[0].clone());
+    let mut receiver = VfToGuest::new(LaneId(2), 4, vec![ScriptedRx::default()], counters[1].clone());
+    for pair in 0..4 {
+        sender.insert_ring(pair, RingPlan { doorbell: doorbell.clone(), ..guest.tx_plan(pair) }).unwrap();
+        receiver.insert_ring(pair, RingPlan { doorbell: doorbell.clone(), ..guest.rx_plan(pair) }).unwrap();
+    }
+    let lanes: [Box<dyn Lane>; 2] = [Box::new(sender), Box::new(receiver)];
+    for (lane, counters) in lanes.into_iter().zip(&counters) {
+        let id = lane.id();
+        core.adopt(lane);
+        watch(&core, counters, 4);
+        let lane = recall(&core, id);
+        assert_eq!([0, 1, 2, 3].map(|pair| lane.fault(pair)), [Some(RingFault::CallBlocks); 4]);
+        assert_eq!(counters.snapshot().kicks_blocked, 1);
+    }
+    core.stop();
+}
+
+/// The front end hears of a ring that lies, once. If that blocks, the core goes on without the lane.
+#[test]
+fn a_ring_that_lies_is_told_and_an_err_that_blocks_stops_its_lane() {
+    for blocks in [false, true] {
+        let mut core = poller(IdlePolicy::Adaptive);
+        let mut guest = Guest::new(2, 64);
+        let errs = [(); 2].map(|()| event());
+        if blocks {
+            errs.iter().for_each(|err| block(err));
+        }
+        let bell = |err: &Arc<OwnedFd>| Doorbell { err: Some(err.clone()), ..Doorbell::default() };
+        let counters = [(); 2].map(|()| Arc::new(LaneCounters::default()));
+        let vf = ScriptedRx::default();
+        let ready = Arc::new(true.into());
+        let mut sender = GuestToVf::new(LaneId(1), 2, vec![ScriptedTx::new()], ready, counters[0].clone());
+        let mut receiver = VfToGuest::new(LaneId(2), 2, vec![vf.clone()], counters[1].clone());
+        for pair in 0..2 {
+            sender.insert_ring(pair, RingPlan { doorbell: bell(&errs[0]), ..guest.tx_plan(pair) }).unwrap();
+            receiver.insert_ring(pair, RingPlan { doorbell: bell(&errs[1]), ..guest.rx_plan(pair) }).unwrap();
+        }
+        core.adopt(Box::new(sender));
+        core.adopt(Box::new(receiver));
+        for ring in [&mut guest.tx[0].ring, &mut guest.rx[0].ring] {
+            ring.avail += 65;
+            ring.publish();
+        }
+        // A receiving ring is looked at when there is a frame for it.
+        (0..=255).for_each(|flow| vf.arrive(numbered(flow, 0, 64)));
+        counters.iter().for_each(|counters| watch(&core, counters, if blocks { 2 } else { 1 }));
+        for (counters, id) in counters.iter().zip([1, 2]) {
+            let lane = recall(&core, LaneId(id));
+            let faults = [0, 1].map(|pair| lane.fault(pair));
+            match blocks {
+                false => assert_eq!(faults, [Some(RingFault::AvailIndex), None]),
+                true => assert_eq!(faults, [Some(RingFault::CallBlocks); 2]),
+            }
+            assert_eq!(counters.snapshot().kicks_blocked, u64::from(blocks));
+        }
+        for err in errs.iter().filter(|_| !blocks) {
+            let mut count = [0; 8];
+            rustix::io::read(err, &mut count).unwrap();
+            assert_eq!(u64::from_ne_bytes(count), 1);
+        }
+        core.stop();
+    }
 }
 
 fn wait_for(mut done: impl FnMut() -> bool) {
