@@ -9,17 +9,15 @@ use std::time::{Duration, Instant};
 use criterion::{Criterion, criterion_group, criterion_main};
 use rustix::event::{EventfdFlags, eventfd};
 use virtio_forwarder::Result;
-use virtio_forwarder::guest::{Gpa, GuestMemory, RegionSpec, UserAddr};
 use virtio_forwarder::relay::{
-    Doorbell, GuestToVf, IdlePolicy, Lane, LaneCounters, LaneId, Poller, RingPlan, Trigger, Turn, TxRules,
+    Doorbell, GuestToVf, IdlePolicy, Lane, LaneCounters, LaneId, Poller, RingPlan, Trigger, Turn,
 };
-use virtio_forwarder::ring::{RingAddresses, RingConfig, RingFault};
+use virtio_forwarder::ring::RingFault;
 use virtio_forwarder::vf::soft::SoftTx;
 use virtio_forwarder::vf::{Queues, Vf, VfConfig, VfSpec};
 
-#[path = "../src/ring/testing.rs"]
-mod testing;
-use testing::{Driver, GPA, HEADER, Sender, USER};
+mod rig;
+use rig::{Driver, HEADER, Sender, plan};
 
 const RING: u16 = 512;
 const BUFFER: usize = 128;
@@ -27,36 +25,6 @@ const AT: usize = 64 * 1024;
 const LEN: usize = AT + RING as usize * BUFFER;
 /// Frames of a busy turn.
 const TURN: u16 = 256;
-
-fn plan(ring: &Driver) -> RingPlan {
-    let user = |at: usize| UserAddr(USER + at as u64);
-    let spec = RegionSpec { gpa: Gpa(GPA), size: LEN as u64, user: UserAddr(USER), offset: 0 };
-    let config = RingConfig {
-        packed: false,
-        in_order: false,
-        size: RING,
-        addresses: RingAddresses {
-            desc: user(ring.desc_at()),
-            avail: user(ring.avail_at()),
-            used: user(ring.used_at()),
-        },
-        base: 0,
-        indirect: true,
-        event_idx: false,
-        mergeable: true,
-        header_len: HEADER,
-        max_frame: 1522,
-    };
-    RingPlan {
-        memory: GuestMemory::empty().replaced(vec![(spec, ring.file.try_clone().unwrap())]).unwrap(),
-        config,
-        doorbell: Doorbell::default(),
-        enabled: true,
-        rules: TxRules { max_wire_frame: 1522, ..TxRules::default() },
-        zero_copy: true,
-        guest_checksum: false,
-    }
-}
 
 /// A lane, and the driver's side of its ring.
 fn lane(id: u64) -> (GuestToVf<SoftTx>, Sender) {
@@ -71,7 +39,9 @@ fn lane(id: u64) -> (GuestToVf<SoftTx>, Sender) {
     // With a kick to wait for, a core may sleep until it is woken.
     let kick = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC).unwrap();
     let doorbell = Doorbell { kick: Some(Arc::new(kick)), ..Doorbell::default() };
-    lane.insert_ring(0, RingPlan { doorbell, ..plan(&driver.ring) }).unwrap();
+    let mut plan = plan(&driver.ring, LEN);
+    plan.config.event_idx = false;
+    lane.insert_ring(0, RingPlan { doorbell, ..plan }).unwrap();
     (lane, driver)
 }
 

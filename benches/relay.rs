@@ -7,53 +7,18 @@ use std::time::{Duration, Instant};
 
 use arrayvec::ArrayVec;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use virtio_forwarder::guest::{Gpa, GuestMemory, RegionSpec, UserAddr};
-use virtio_forwarder::relay::{
-    Doorbell, GuestToVf, Lane, LaneCounters, LaneId, NotifyMark, RingPlan, Turn, TxRules, VfToGuest,
-};
-use virtio_forwarder::ring::{BURST, RingAddresses, RingConfig};
+use virtio_forwarder::relay::{GuestToVf, Lane, LaneCounters, LaneId, NotifyMark, Turn, VfToGuest};
+use virtio_forwarder::ring::BURST;
 use virtio_forwarder::vf::soft::{SoftRx, SoftTx};
 use virtio_forwarder::vf::{Queues, TxQueue, Vf, VfConfig, VfSpec};
 
-#[path = "../src/ring/testing.rs"]
-mod testing;
-use testing::{Driver, GPA, HEADER, Receiver, Sender, USER};
+mod rig;
+use rig::{Driver, HEADER, Receiver, Sender, plan};
 
 const RING: u16 = 256;
 const BUFFER: usize = 2048;
 const AT: usize = 64 * 1024;
 const LEN: usize = AT + RING as usize * BUFFER;
-const MAX_FRAME: usize = 1522;
-
-fn plan(ring: &Driver) -> RingPlan {
-    let user = |at: usize| UserAddr(USER + at as u64);
-    let spec = RegionSpec { gpa: Gpa(GPA), size: LEN as u64, user: UserAddr(USER), offset: 0 };
-    let config = RingConfig {
-        packed: false,
-        in_order: false,
-        size: RING,
-        addresses: RingAddresses {
-            desc: user(ring.desc_at()),
-            avail: user(ring.avail_at()),
-            used: user(ring.used_at()),
-        },
-        base: 0,
-        indirect: true,
-        event_idx: true,
-        mergeable: true,
-        header_len: HEADER,
-        max_frame: MAX_FRAME,
-    };
-    RingPlan {
-        memory: GuestMemory::empty().replaced(vec![(spec, ring.file.try_clone().unwrap())]).unwrap(),
-        config,
-        doorbell: Doorbell::default(),
-        enabled: true,
-        rules: TxRules { max_wire_frame: MAX_FRAME, ..TxRules::default() },
-        zero_copy: true,
-        guest_checksum: false,
-    }
-}
 
 fn soft(spec: &VfSpec) -> (Vf, SoftTx, SoftRx) {
     let mut vf = Vf::probe(spec).unwrap();
@@ -86,7 +51,7 @@ fn relay(c: &mut Criterion) {
         let mut driver = Sender::new(Driver::new(LEN, RING, 0), AT, BUFFER);
         let counters = Arc::new(LaneCounters::default());
         let mut lane = GuestToVf::new(LaneId(1), 1, vec![tx], Arc::new(true.into()), counters);
-        lane.insert_ring(0, plan(&driver.ring)).unwrap();
+        lane.insert_ring(0, plan(&driver.ring, LEN)).unwrap();
         group.bench_function(format!("guest_to_vf_{len}"), |b| {
             b.iter_custom(|iterations| {
                 (0..iterations)
@@ -104,7 +69,7 @@ fn relay(c: &mut Criterion) {
         let (_vf, mut tx, rx) = soft(&VfSpec::SoftLoop);
         let mut driver = Receiver::new(Driver::new(LEN, RING, 0), AT, BUFFER);
         let mut lane = VfToGuest::new(LaneId(2), 1, vec![rx], Arc::new(LaneCounters::default()));
-        lane.insert_ring(0, plan(&driver.ring)).unwrap();
+        lane.insert_ring(0, plan(&driver.ring, LEN)).unwrap();
         group.bench_function(format!("vf_to_guest_{len}"), |b| {
             b.iter_custom(|iterations| {
                 (0..iterations)

@@ -6,64 +6,32 @@
 use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use virtio_forwarder::guest::{Gpa, GuestMemory, RegionSpec, UserAddr};
-use virtio_forwarder::ring::{Gather, NetHeader, RingAddresses, RingConfig, RxRing, TxRing};
+use virtio_forwarder::ring::{Gather, NetHeader, RxRing, TxRing};
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{GuestAddress, GuestMemoryBackend as _, GuestMemoryMmap};
 
-#[path = "../src/ring/testing.rs"]
-mod testing;
-use testing::{Descriptor, Driver, GPA, USER, WRITE};
+mod rig;
+use rig::{Descriptor, Driver, WRITE, config, memory};
 
 const SIZE: u16 = 256;
 const FRAME: usize = 64;
 const HEADER: usize = NetHeader::LEN;
-/// There are two regions; the buffers are in the first, or in both in turns.
+/// The buffers are in the first region, or in both in turns.
+const REGIONS: usize = 2;
 const REGION: usize = 1 << 20;
 
 /// A driver that has offered its whole ring, with one buffer a descriptor, in `regions` regions.
-fn driver(flags: u16, regions: usize) -> (Driver, Vec<RegionSpec>) {
-    let mut driver = Driver::new(2 * REGION, SIZE, 0);
+fn driver(flags: u16, regions: usize) -> Driver {
+    let mut driver = Driver::new(REGIONS * REGION, SIZE, 0);
     for i in 0..SIZE {
         let region = usize::from(i) % regions;
         let at = REGION * region + REGION / 2 + usize::from(i) * 2048;
-        let addr = driver.gpa(at % (2 * REGION));
+        let addr = driver.gpa(at % (REGIONS * REGION));
         driver.describe(i, Descriptor::new(addr, (HEADER + FRAME) as u32, flags, 0));
         driver.offer(i);
     }
     driver.avail = 0;
-    let spec = |i: usize| RegionSpec {
-        gpa: Gpa(GPA + (i * REGION) as u64),
-        size: REGION as u64,
-        user: UserAddr(USER + (i * REGION) as u64),
-        offset: (i * REGION) as u64,
-    };
-    (driver, (0..2).map(spec).collect())
-}
-
-fn config(driver: &Driver) -> RingConfig {
-    let user = |at: usize| UserAddr(USER + at as u64);
-    RingConfig {
-        packed: false,
-        in_order: false,
-        size: SIZE,
-        addresses: RingAddresses {
-            desc: user(driver.desc_at()),
-            avail: user(driver.avail_at()),
-            used: user(driver.used_at()),
-        },
-        base: 0,
-        indirect: true,
-        event_idx: true,
-        mergeable: true,
-        header_len: HEADER,
-        max_frame: 1518,
-    }
-}
-
-fn memory(driver: &Driver, specs: &[RegionSpec]) -> std::sync::Arc<GuestMemory> {
-    let file = |spec: &RegionSpec| (*spec, driver.file.try_clone().unwrap());
-    GuestMemory::empty().replaced(specs.iter().map(file).collect()).unwrap()
+    driver
 }
 
 fn more(driver: &mut Driver, n: u16) {
@@ -76,8 +44,8 @@ fn ring(c: &mut Criterion) {
     for burst in [1_u16, 8, 32] {
         group.throughput(Throughput::Elements(burst.into()));
         for (name, regions, copy) in [("pop", 1, true), ("parse", 1, false), ("parse_2_regions", 2, false)] {
-            let (mut driver, specs) = driver(0, regions);
-            let mut ring = TxRing::new(memory(&driver, &specs), &config(&driver)).unwrap();
+            let mut driver = driver(0, regions);
+            let mut ring = TxRing::new(memory(&driver, REGIONS, REGION), &config(&driver)).unwrap();
             group.bench_function(format!("{name}_{burst}"), |b| {
                 let mut into = [0; FRAME];
                 b.iter(|| {
@@ -97,8 +65,8 @@ fn ring(c: &mut Criterion) {
                 });
             });
         }
-        let (mut driver, specs) = driver(WRITE, 1);
-        let mut ring = RxRing::new(memory(&driver, &specs), &config(&driver)).unwrap();
+        let mut driver = driver(WRITE, 1);
+        let mut ring = RxRing::new(memory(&driver, REGIONS, REGION), &config(&driver)).unwrap();
         group.bench_function(format!("push_{burst}"), |b| {
             let frame = [7; FRAME];
             let header = NetHeader::default();
@@ -117,16 +85,12 @@ fn virtio_queue(c: &mut Criterion) {
     let mut group = c.benchmark_group("virtio_queue");
     for burst in [1_u16, 8, 32] {
         group.throughput(Throughput::Elements(burst.into()));
-        let (mut driver, specs) = driver(0, 1);
-        let ranges: Vec<_> = specs
-            .iter()
-            .map(|spec| {
-                let file = driver.file.try_clone().unwrap();
-                let file = vm_memory::FileOffset::new(file, spec.offset);
-                (GuestAddress(spec.gpa.0), spec.size as usize, Some(file))
-            })
-            .collect();
-        let memory = GuestMemoryMmap::<()>::from_ranges_with_files(ranges).unwrap();
+        let mut driver = driver(0, 1);
+        let range = |i: usize| {
+            let file = vm_memory::FileOffset::new(driver.file.try_clone().unwrap(), (i * REGION) as u64);
+            (GuestAddress(driver.gpa(i * REGION)), REGION, Some(file))
+        };
+        let memory = GuestMemoryMmap::<()>::from_ranges_with_files((0..REGIONS).map(range)).unwrap();
         let mut queue = Queue::new(SIZE).unwrap();
         queue.set_size(SIZE);
         queue.try_set_desc_table_address(GuestAddress(driver.gpa(driver.desc_at()))).unwrap();

@@ -79,7 +79,20 @@ show_failure() {
 
 # --- hugepages -----------------------------------------------------------------------------------
 
-hugepages_before=''
+nr_hugepages=/proc/sys/vm/nr_hugepages
+hugepages_added=0
+
+# change_hugepages PAGES: reserves so many more, or fewer; says how many it were. Others do the same at the
+# same time, so nobody writes down a total of old.
+change_hugepages() {
+    local before
+    (
+        flock 9
+        before=$(cat $nr_hugepages)
+        echo $((before + $1 > 0 ? before + $1 : 0)) >$nr_hugepages || true
+        echo $(($(cat $nr_hugepages) - before))
+    ) 9<$nr_hugepages 2>/dev/null
+}
 
 # reserve_hugepages MIB: true when that much is free in 2 MiB pages, after reserving more where the
 # machine keeps enough memory for everything else. return_hugepages undoes it.
@@ -90,8 +103,7 @@ reserve_hugepages() {
     [ "$free" -lt "$wanted" ] || return 0
     available=$(awk '/^MemAvailable/{print int($2 / 1024)}' /proc/meminfo)
     [ "$available" -ge $(($1 + 1536)) ] || return 1
-    hugepages_before=$(cat /proc/sys/vm/nr_hugepages)
-    echo $((hugepages_before + wanted - free)) >/proc/sys/vm/nr_hugepages 2>/dev/null || true
+    hugepages_added=$(change_hugepages $((wanted - free)))
     free=$(awk '/^HugePages_Free/{print $2}' /proc/meminfo)
     [ "$free" -lt "$wanted" ] || return 0
     return_hugepages
@@ -99,8 +111,8 @@ reserve_hugepages() {
 }
 
 return_hugepages() {
-    [ -z "$hugepages_before" ] || echo "$hugepages_before" >/proc/sys/vm/nr_hugepages 2>/dev/null || true
-    hugepages_before=''
+    [ "$hugepages_added" -le 0 ] || change_hugepages "-$hugepages_added" >/dev/null
+    hugepages_added=0
 }
 
 # --- Debian packages below build/ ----------------------------------------------------------------

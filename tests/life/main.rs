@@ -21,20 +21,24 @@ struct Traffic {
 }
 
 impl Traffic {
+    /// Frames go round when this returns.
     fn on(socket: &Path) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let (socket, stopped) = (socket.to_owned(), stop.clone());
+        let (started, first) = std::sync::mpsc::channel();
         let thread = std::thread::spawn(move || {
             let mut guest = Guest::connect(&socket, &Plan::default());
             let mut flows = Flows::new(4);
             while !stopped.load(Ordering::Relaxed) {
                 flows.exchange(&mut guest, &[0], 100, 600);
+                let _ = started.send(());
                 // Leaves the processor to the others now and then: there are two, at best.
                 std::thread::yield_now();
             }
             guest.stop();
             flows.total_received()
         });
+        first.recv().expect("the first exchange");
         Self { stop, thread }
     }
 

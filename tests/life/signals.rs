@@ -1,8 +1,10 @@
 //! SIGTERM and SIGKILL.
 
 use std::io::Write;
+use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::support::census;
 use crate::support::daemon::{Attach, Daemon, Options};
 use crate::support::frontend::{FrontEnd, VERSION, message, request};
 use crate::support::guest::{Flows, Guest, Plan};
@@ -123,7 +125,7 @@ fn detach_of_a_port_whose_vmm_is_stuck() {
 /// A killed daemon leaves its sockets; the next one replaces them, and its guests carry on.
 fn killed(times: usize, options: Options) {
     let mut daemon = Daemon::with(options);
-    let free = crate::support::census::free_hugepages();
+    let huge = census::huge_kib(daemon.pid());
     for round in 0..times {
         let socket = daemon.attach("port", "soft:loop", 1);
         let mut guest = Guest::connect(&socket, &Plan::default());
@@ -132,10 +134,12 @@ fn killed(times: usize, options: Options) {
             guest.pairs[0].tx.send(&[0x42; 600]);
         }
         guest.pairs[0].tx.flush();
+        let killed = daemon.pid();
         daemon.kill();
         drop(guest);
+        assert_eq!(census::huge_files(killed), Vec::<PathBuf>::new(), "after kill {round}");
         daemon.restart();
-        assert_eq!(crate::support::census::free_hugepages(), free, "after kill {round}");
+        assert_eq!(census::huge_kib(daemon.pid()), huge, "after kill {round}");
     }
     // The dead daemon's socket file is replaced, and goes with the port.
     daemon.attach("port", "soft:loop", 1);
@@ -151,7 +155,7 @@ fn killed_and_started_again() {
 #[cfg(feature = "dpdk")]
 #[test]
 fn killed_twenty_times_with_huge_pages() {
-    if crate::support::census::free_hugepages() < 32 {
+    if census::free_hugepages() < 32 {
         crate::support::skip!("killed_twenty_times_with_huge_pages", "fewer than 32 free huge pages");
     }
     killed(20, Options { huge: true, ..Options::default() });
@@ -160,22 +164,23 @@ fn killed_twenty_times_with_huge_pages() {
 #[cfg(feature = "dpdk")]
 #[test]
 fn huge_pages_are_returned() {
-    use crate::support::census::free_hugepages;
-    let free = free_hugepages();
-    if free < 32 {
+    if census::free_hugepages() < 32 {
         crate::support::skip!("huge_pages_are_returned", "fewer than 32 free huge pages");
     }
     let daemon = Daemon::with(Options { huge: true, ..Options::default() });
     daemon.attach("first", "vdev:net_ring0", 1);
     daemon.detach("first");
-    let idle = free_hugepages();
+    let pid = daemon.pid();
+    let idle = census::huge_kib(pid);
+    assert!(idle > 0, "the daemon uses hugepages");
     for _ in 0..20 {
         let socket = daemon.attach("port", "vdev:net_ring0", 1);
         let mut guest = Guest::connect(&socket, &Plan::default());
         Flows::new(1).exchange(&mut guest, &[0], 100, 600);
+        assert!(census::huge_kib(pid) > idle, "a VF takes hugepages");
         daemon.detach("port");
     }
-    assert_eq!(free_hugepages(), idle, "detach returns every huge page");
+    assert_eq!(census::huge_kib(pid), idle, "detach returns every huge page");
     daemon.stop();
-    until("the kernel has them all back", || free_hugepages() == free);
+    assert_eq!(census::huge_files(pid), Vec::<PathBuf>::new());
 }

@@ -1,6 +1,7 @@
 //! What a process holds, counted from outside through /proc.
 
 use std::fs;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// Countable things of a process.
@@ -8,7 +9,8 @@ use std::time::{Duration, Instant};
 pub struct Census {
     /// Open fds, by what they are, sorted: a difference names the leak.
     pub fds: Vec<String>,
-    pub threads: usize,
+    /// Names of its threads, sorted.
+    pub threads: Vec<String>,
     /// Mappings of shared memory files: guest memory.
     pub guest_mappings: usize,
 }
@@ -21,12 +23,19 @@ impl Census {
             .map(|target| kind(&target.to_string_lossy()))
             .collect();
         fds.sort();
+        let mut threads: Vec<String> = fs::read_dir(format!("/proc/{pid}/task"))
+            .expect("the process runs")
+            .filter_map(|entry| fs::read_to_string(entry.ok()?.path().join("comm")).ok())
+            .map(|name| name.trim_end().to_owned())
+            .collect();
+        threads.sort();
         let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
-        Self {
-            fds,
-            threads: fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count),
-            guest_mappings: maps.matches("/memfd:guest").count(),
-        }
+        Self { fds, threads, guest_mappings: maps.matches("/memfd:guest").count() }
+    }
+
+    /// Threads of ports.
+    pub fn port_threads(&self) -> usize {
+        self.threads.iter().filter(|name| name.starts_with("port-")).count()
     }
 }
 
@@ -48,9 +57,26 @@ pub fn free_hugepages() -> u64 {
     field(&fs::read_to_string("/proc/meminfo").expect("meminfo"), "HugePages_Free:")
 }
 
-/// Anonymous memory of a process, in KiB: what it has allocated, without files and guest memory.
+/// Anonymous memory of a process, in KiB: what it has allocated, without files and guest memory. Counted in its
+/// page tables: the sums of `status` are off by dozens of pages per processor.
 pub fn anonymous_kib(pid: u32) -> u64 {
-    field(&fs::read_to_string(format!("/proc/{pid}/status")).expect("the process runs"), "RssAnon:")
+    field(&fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).expect("the process runs"), "Anonymous:")
+}
+
+/// Hugepages that a process has in use, in KiB. What others do meanwhile does not count.
+pub fn huge_kib(pid: u32) -> u64 {
+    let maps = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).expect("the process runs");
+    field(&maps, "Shared_Hugetlb:") + field(&maps, "Private_Hugetlb:")
+}
+
+/// Files that EAL of this process left in a hugetlbfs: they keep their pages.
+pub fn huge_files(pid: u32) -> Vec<PathBuf> {
+    let mounts = fs::read_to_string("/proc/mounts").expect("mounts");
+    let fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+    let places = fields.filter(|fields| fields[2] == "hugetlbfs").map(|fields| fields[1].to_owned());
+    let files = places.filter_map(|place| fs::read_dir(place).ok()).flatten().flatten().map(|entry| entry.path());
+    let prefix = format!("virtio-forwarder-{pid}");
+    files.filter(|file| file.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&prefix))).collect()
 }
 
 /// Processor time a process has used, all threads.

@@ -138,15 +138,19 @@ impl Daemon {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// What the daemon holds once it is at rest: a thread or connection that is just ending is not counted.
+    /// What the daemon holds once it is at rest: the thread of a port that was just detached is awaited, and what
+    /// is just changing is not counted.
+    #[track_caller]
     pub fn census(&self) -> Census {
+        let start = Instant::now();
         let mut last = Census::of(self.pid());
         loop {
             std::thread::sleep(Duration::from_millis(20));
-            let now = Census::of(self.pid());
-            if now == last {
+            let (ports, now) = (self.ports().len(), Census::of(self.pid()));
+            if now == last && now.port_threads() == ports {
                 return now;
             }
+            assert!(start.elapsed() < PATIENCE, "{ports} ports, but no rest: {now:?}");
             last = now;
         }
     }
@@ -349,6 +353,8 @@ fn launch(dir: &Path, log: &Path, options: &Options) -> Child {
         .envs(options.env.iter().map(|(k, v)| (k, v)))
         .env("STATE_DIRECTORY", dir)
         .env("NO_COLOR", "1")
+        // Else the memory of a port depends, by MiBs, on which of the allocator's arenas its threads came upon.
+        .env("MALLOC_ARENA_MAX", "1")
         .stdin(Stdio::null())
         .stdout(log.try_clone().expect("dup"))
         .stderr(log);

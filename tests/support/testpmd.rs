@@ -1,7 +1,7 @@
 //! `dpdk-testpmd`: a virtio-user guest (or, to check our own tools, a vhost back end) that others wrote.
 
 use std::io::{Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -19,6 +19,8 @@ pub struct Testpmd {
     errors: Arc<Mutex<String>>,
     read: usize,
     serial: usize,
+    /// EAL makes it, and leaves it behind.
+    dir: PathBuf,
 }
 
 /// Port counters of `show port stats`.
@@ -112,7 +114,8 @@ impl Testpmd {
         let errors = Arc::new(Mutex::new(String::new()));
         collect(child.stderr.take().expect("piped"), errors.clone());
         let stdin = child.stdin.take().expect("piped");
-        let mut testpmd = Self { child, stdin, output, errors, read: 0, serial: 0 };
+        let dir = Path::new("/run/dpdk").join(&prefix);
+        let mut testpmd = Self { child, stdin, output, errors, read: 0, serial: 0, dir };
         testpmd.until_printed(PROMPT);
         Some(testpmd)
     }
@@ -210,6 +213,7 @@ impl Drop for Testpmd {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        let _ = std::fs::remove_dir_all(&self.dir);
         if std::thread::panicking() {
             eprintln!("--- testpmd printed:\n{}\n---", self.output());
         }
