@@ -98,7 +98,7 @@ impl CoreGauge {
     }
 }
 
-/// The handle of a poll core. Dropping it does not stop the core: [`Poller::stop`] does.
+/// The handle of a poll core. Dropping it stops the core, as [`Poller::stop`] does.
 #[derive(Debug)]
 pub struct Poller {
     /// CPU number.
@@ -144,8 +144,14 @@ impl Poller {
                 }
             })
             .map_err(Error::io(format!("cannot start the thread of core {cpu}")))?;
-        let interrupt = started.recv().expect("a poll thread reports before it ends")?;
-        Ok(Self { cpu, mailbox, gauge, thread: Some(thread), interrupt })
+        match started.recv().expect("a poll thread reports before it ends") {
+            Ok(interrupt) => Ok(Self { cpu, mailbox, gauge, thread: Some(thread), interrupt }),
+            Err(error) => {
+                // Its registrations end with it.
+                let _ = thread.join();
+                Err(error)
+            }
+        }
     }
 
     /// Hands a lane to the core.
@@ -184,6 +190,12 @@ impl Poller {
             order = back;
             std::thread::sleep(Duration::from_millis(1));
         }
+    }
+}
+
+impl Drop for Poller {
+    fn drop(&mut self) {
+        self.stop();
     }
 }
 
