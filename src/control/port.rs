@@ -138,7 +138,8 @@ impl<V> Port<V> {
             (false, Thread::Open, Vf::Absent(again)) if *again <= now => self.probe(crew, policy, now)?,
             (false, Thread::Open, Vf::Held(_)) => {
                 let Vf::Held(vf) = std::mem::replace(&mut self.vf, Vf::Starting) else { unreachable!("just matched") };
-                crew.give_vf(id, vf, self.spec.vf_config());
+                // Not what is pending: the guest of the moment would be served with what it was not offered.
+                crew.give_vf(id, vf, self.in_force.vf_config());
             }
             (false, ..) => {}
         }

@@ -319,6 +319,29 @@ fn a_vf_that_fails_is_removed_and_probed_again() {
 }
 
 #[test]
+fn a_vf_that_comes_back_under_a_guest_is_what_the_guest_was_offered() {
+    let mut desk = Desk::new();
+    desk.attach("a", TAP, "a").unwrap();
+    desk.guest("a", true);
+    let wanted = with(request("a", TAP, "a"), json!({"mtu": 9000, "queue_pairs": 4, "mac": "52:54:00:00:00:01"}));
+    assert_eq!(desk.call("port.attach", wanted).unwrap()["pending"], json!(["queue_pairs", "mtu"]));
+    let again = |desk: &mut Desk| {
+        desk.wait(SECOND);
+        desk.vf_breaks("a");
+        desk.done("remove a");
+        desk.done("probe a");
+        let config = desk.config_asked();
+        desk.done("give a");
+        (config.mtu, config.queues, config.mac)
+    };
+    let mac = Some("52:54:00:00:00:01".parse().unwrap());
+    assert_eq!(again(&mut desk), (1500, 1, mac), "what changes at once is in force");
+    assert_eq!(desk.show("a")["pending"], json!(["queue_pairs", "mtu"]));
+    desk.guest("a", false);
+    assert_eq!(again(&mut desk), (9000, 4, mac));
+}
+
+#[test]
 fn a_stand_in_is_used_for_an_absent_device_and_shown() {
     let mut desk = Desk::new();
     let answer = desk.attach("a", "0000:0e:00.0", "a").unwrap();
