@@ -38,8 +38,8 @@ impl Device {
 
     /// Stops and removes it; the queues go before, as the contract demands.
     fn remove(mut self) {
-        self.vf.stop().unwrap();
         drop((self.tx, self.rx));
+        self.vf.stop().unwrap();
         self.vf.remove().unwrap();
     }
 
@@ -105,6 +105,7 @@ fn ethdevs() {
     absent_and_held();
     leaves_nothing(&eal, &tap);
     frame_outlives_vf(&eal);
+    queue_outlives_vf();
     slots_run_out(&eal);
 }
 
@@ -131,9 +132,11 @@ fn null() {
     device.vf.set_mac("52:54:00:00:00:01".parse().unwrap()).unwrap();
     assert_eq!(device.vf.link().mac.unwrap().to_string(), "52:54:00:00:00:01");
 
-    // Stopped and started again, it goes on.
-    device.vf.stop().unwrap();
-    device.vf.start().unwrap();
+    // Under its queues it is not stopped: it goes on.
+    match device.vf.stop() {
+        Err(Error::Conflict(text)) => assert!(text.contains("4 of its queues"), "{text}"),
+        other => panic!("{other:?}"),
+    }
     assert_eq!(device.rx[0].receive(&mut ArrayVec::new()), BURST);
     device.remove();
     println!("net_null: {caps:?}");
@@ -444,9 +447,22 @@ fn frame_outlives_vf(eal: &Eal) {
     assert_eq!(eal.heap_in_use(), before);
 }
 
+/// Removing a VF under a queue, against the contract, is refused: the device stays, and the queue works on.
+fn queue_outlives_vf() {
+    let Device { vf, mut tx, mut rx } = Device::start("vdev:net_ring0", 1, 1500);
+    assert!(matches!(vf.remove(), Err(Error::Conflict(_))));
+    let mut burst = ArrayVec::from_iter([tx[0].copy(&mut &*frame(100, 9)).unwrap()]);
+    assert_eq!(tx[0].send(&mut burst, &mut 0), 1);
+    let mut received = ArrayVec::<_, BURST>::new();
+    assert_eq!(rx[0].receive(&mut received), 1);
+    assert_eq!(bytes(&received[0]), frame(100, 9));
+    assert!(matches!(Vf::probe(&"vdev:net_ring0".parse().unwrap()), Err(Error::Conflict(_))));
+}
+
 fn slots_run_out(eal: &Eal) {
     let probe = |n| Vf::probe(&format!("vdev:net_null{n}").parse().unwrap());
-    let all: Vec<_> = (0..eal.max_ethdevs()).map(|n| probe(n).unwrap()).collect();
+    // One is taken by `queue_outlives_vf`.
+    let all: Vec<_> = (1..eal.max_ethdevs()).map(|n| probe(n).unwrap()).collect();
     match probe(eal.max_ethdevs()) {
         Err(Error::Exhausted(text)) => assert!(text.contains(&eal.max_ethdevs().to_string()), "{text}"),
         other => panic!("{other:?}"),
@@ -454,5 +470,5 @@ fn slots_run_out(eal: &Eal) {
     for vf in all {
         vf.remove().unwrap();
     }
-    probe(0).unwrap().remove().unwrap();
+    probe(1).unwrap().remove().unwrap();
 }

@@ -156,12 +156,13 @@ impl PortLanes {
                 lane.discard();
             }
         }
-        if let Err(error) = vf.stop() {
-            warn!(port = self.id, %error, "cannot stop the VF");
-        }
+        // A VF stops when its queues are gone.
         match lanes_without_vf(self.pairs, self.mtu, &self.ready, &self.counters) {
             Ok((lanes, _)) => self.lanes = lanes,
             Err(error) => warn!(port = self.id, %error, "cannot build lanes without a VF"),
+        }
+        if let Err(error) = vf.stop() {
+            warn!(port = self.id, %error, "cannot stop the VF");
         }
         Some((spec, vf))
     }

@@ -417,6 +417,8 @@ impl<'tell> Port<'tell> {
             self.last_error = Some(error.to_string());
         }
         if let Some((_, vf)) = vf {
+            // Before: what control gives back is for the guests to come.
+            self.tell_status();
             // A VF is configured once in its life: control probes it afresh and gives it back.
             let error = Error::VfAbsent("the VF is set up anew, with the attributes that changed".into());
             (self.tell)(PortEvent::VfFailed { error, vf: Some(vf) });

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use arrayvec::ArrayVec;
 use dpdk_sys::{rte_eth_conf, rte_eth_dev_info};
 
+use super::lease::Leases;
 pub use super::mbuf::{RxMbuf, TxMbuf};
 use super::mempool::Pool;
 use super::queue::Wake;
@@ -39,6 +40,7 @@ pub struct EthdevVf {
     caps: VfCaps,
     configured: Option<Configured>,
     started: bool,
+    leases: Leases,
 }
 
 #[derive(Debug)]
@@ -112,6 +114,7 @@ impl EthdevVf {
                 port,
                 configured: None,
                 started: false,
+                leases: Leases::default(),
             })
         });
         if made.is_err() {
@@ -178,6 +181,7 @@ impl EthdevVf {
                 room: tx_room.into(),
                 min: self.min_frame(),
                 max: tx_max as usize,
+                _lease: self.leases.lease(),
             });
 
             let pool = Arc::new(Pool::receive(u32::from(rx_descriptors) + RX_SPARE, room, node)?);
@@ -201,7 +205,7 @@ impl EthdevVf {
                     .check("rte_eth_rx_queue_setup", rc, "ask for fewer queues or a smaller MTU")
                     .unwrap_err());
             }
-            rx.push(EthdevRx { port: self.port, queue, pool, wake: Wake::none() });
+            rx.push(EthdevRx { port: self.port, queue, pool, wake: Wake::none(), _lease: self.leases.lease() });
         }
         pools.push(send_pool);
         self.keep(queues, config.mtu, pools);
@@ -325,6 +329,7 @@ impl EthdevVf {
     ///
     /// net_tap and net_virtio keep the buffers they posted until they are removed; the others give all back.
     pub(super) fn stop(&mut self) -> Result<()> {
+        self.leases.require_none(&self.spec)?;
         if !self.started {
             return Ok(());
         }
@@ -344,7 +349,7 @@ impl EthdevVf {
     fn drain(&self, queue: u16) {
         let mut mbufs = [std::ptr::null_mut(); BURST];
         for _ in 0..DRAIN / BURST {
-            // SAFETY: no lane uses the queue; room for BURST; what comes is ours.
+            // SAFETY: the queues are home (see `stop`); room for BURST; what comes is ours.
             unsafe {
                 let n = dpdk_sys::shim_rx_burst(self.port, queue, mbufs.as_mut_ptr(), BURST as u16);
                 dpdk_sys::rte_pktmbuf_free_bulk(mbufs.as_mut_ptr(), n.into());
@@ -437,8 +442,13 @@ impl EthdevVf {
 
     /// See [`super::Vf::remove`].
     pub(super) fn remove(mut self) -> Result<()> {
+        if let Err(error) = self.leases.require_none(&self.spec) {
+            // The device goes on, with its pools.
+            std::mem::forget(self);
+            return Err(error);
+        }
         let stopped = self.stop();
-        // SAFETY: nobody uses the port: its queues were dropped (see `Vf`).
+        // SAFETY: nobody uses the port: its queues were dropped.
         let closed = unsafe { dpdk_sys::rte_eth_dev_close(self.port) };
         // SAFETY: as above; called on the device thread only.
         let removed = unsafe { dpdk_sys::rte_eal_hotplug_remove(self.bus.as_ptr(), self.name.as_ptr()) };

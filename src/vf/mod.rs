@@ -8,6 +8,7 @@
 pub mod eal;
 #[cfg(feature = "dpdk")]
 pub mod ethdev;
+mod lease;
 #[cfg(feature = "dpdk")]
 mod mbuf;
 #[cfg(feature = "dpdk")]
@@ -167,8 +168,8 @@ pub enum Queues {
     Ethdev(Vec<ethdev::EthdevTx>, Vec<ethdev::EthdevRx>),
 }
 
-/// A probed VF. Life: `probe` (device thread) → `configure` → `start` ⇄ `stop` (port thread) →
-/// `remove` (device thread). Queues handed out by `configure` must be dropped before `remove`.
+/// A probed VF. Life: `probe` (device thread) → `configure` → `start` → `stop` (port thread) →
+/// `remove` (device thread). As long as a queue handed out by `configure` lives, `stop` and `remove` are refused.
 #[derive(Debug)]
 pub enum Vf {
     /// Plain Rust.
@@ -220,7 +221,8 @@ impl Vf {
         }
     }
 
-    /// Stops it; every buffer the device held is back afterwards. No lane may be using its queues.
+    /// Stops it; every buffer the device held is back afterwards. [`crate::Error::Conflict`], and nothing is done,
+    /// if one of its queues was not dropped.
     pub fn stop(&mut self) -> Result<()> {
         match self {
             Self::Soft(vf) => vf.stop(),
@@ -274,7 +276,8 @@ impl Vf {
         }
     }
 
-    /// Closes and removes the device; every hugepage of it is returned. Device thread only.
+    /// Closes and removes the device; every hugepage of it is returned. Device thread only. If one of its queues
+    /// was not dropped, that is an error, and the device stays for the rest of the process.
     pub fn remove(self) -> Result<()> {
         match self {
             Self::Soft(vf) => vf.remove(),

@@ -9,6 +9,7 @@ use arrayvec::ArrayVec;
 use crossbeam::queue::ArrayQueue;
 use rustix::event::{EventfdFlags, eventfd};
 
+use super::lease::{Lease, Leases};
 use super::{MAX_MTU, Mac, Queues, RxPacket, RxQueue, TxOffload, TxPacket, TxQueue, VfCaps, VfConfig, VfLink, VfSpec};
 use crate::error::{Error, Result};
 use crate::ring::{BURST, Gather};
@@ -46,6 +47,7 @@ pub struct SoftVf {
     mtu: u16,
     started: bool,
     wires: Vec<Arc<Wire>>,
+    leases: Leases,
 }
 
 /// What the two queues of one number share.
@@ -119,6 +121,7 @@ impl SoftVf {
             mtu: 0,
             started: false,
             wires: Vec::new(),
+            leases: Leases::default(),
         })
     }
 
@@ -140,8 +143,8 @@ impl SoftVf {
         self.mac = config.mac.unwrap_or(self.mac);
         let longest = if self.caps.tso { TSO_FRAME } else { usize::from(config.mtu) + L2_HEADER };
         self.wires = (0..config.queues.min(QUEUES)).map(|_| Wire::new(self.far, longest)).collect::<Result<_>>()?;
-        let tx = self.wires.iter().map(|wire| SoftTx(Arc::clone(wire)));
-        let rx = self.wires.iter().map(|wire| SoftRx(Arc::clone(wire)));
+        let tx = self.wires.iter().map(|wire| SoftTx(Arc::clone(wire), self.leases.lease()));
+        let rx = self.wires.iter().map(|wire| SoftRx(Arc::clone(wire), self.leases.lease()));
         Ok(Queues::Soft(tx.collect(), rx.collect()))
     }
 
@@ -155,6 +158,7 @@ impl SoftVf {
 
     /// Frames on their way are dropped.
     pub(super) fn stop(&mut self) -> Result<()> {
+        self.leases.require_none(&self.caps.driver)?;
         self.started = false;
         for frames in self.wires.iter().filter_map(|wire| wire.frames.as_ref()) {
             while frames.pop().is_some() {}
@@ -221,11 +225,11 @@ impl SoftVf {
 
 /// Its transmit queue.
 #[derive(Debug)]
-pub struct SoftTx(Arc<Wire>);
+pub struct SoftTx(Arc<Wire>, #[allow(dead_code)] Lease);
 
 /// Its receive queue. Of `soft:loop`: queue *i* receives what was sent on queue *i*.
 #[derive(Debug)]
-pub struct SoftRx(Arc<Wire>);
+pub struct SoftRx(Arc<Wire>, #[allow(dead_code)] Lease);
 
 /// A frame in a buffer of ours; buffers are pooled, no allocation after configure.
 #[derive(Debug)]
@@ -422,6 +426,9 @@ mod tests {
         assert_eq!(rx[0].receive(&mut burst), BURST);
         assert_eq!(RxPacket::head(&burst[31]), frame(64, 31));
         drop(burst);
+        assert!(vf.stop().unwrap_err().to_string().contains("2 of its queues"));
+        assert!(vf.link().up);
+        drop((tx, rx));
         vf.stop().unwrap();
         let wire = &vf.wires[0];
         assert_eq!(wire.free.len(), wire.free.capacity());
