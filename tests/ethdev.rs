@@ -105,6 +105,8 @@ fn ethdevs() {
     absent_and_held();
     leaves_nothing(&eal, &tap);
     frame_outlives_vf(&eal);
+    // After what counts bytes: net_null loses some.
+    reta();
     queue_outlives_vf();
     slots_run_out(&eal);
 }
@@ -140,6 +142,32 @@ fn null() {
     assert_eq!(device.rx[0].receive(&mut ArrayVec::new()), BURST);
     device.remove();
     println!("net_null: {caps:?}");
+}
+
+/// net_null has an RSS table: its entries, in turn, are the queues asked for. net_ring has none.
+#[allow(unsafe_code)]
+fn reta() {
+    let mut device = Device::start("vdev:net_null0", 4, 1500);
+    let table = || {
+        let mut table = [dpdk_sys::rte_eth_rss_reta_entry64 { mask: u64::MAX, ..Default::default() }; 2];
+        // SAFETY: the only device is port 0; room for its 128 entries.
+        assert_eq!(unsafe { dpdk_sys::rte_eth_dev_rss_reta_query(0, table.as_mut_ptr(), 128) }, 0);
+        table.iter().flat_map(|group| group.reta).collect::<Vec<u16>>()
+    };
+    for queues in [&[0, 1, 2, 3][..], &[1, 3], &[2], &[0, 1, 2]] {
+        assert!(device.vf.point_reta(queues));
+        let expected: Vec<u16> = queues.iter().copied().cycle().take(128).collect();
+        assert_eq!(table(), expected);
+    }
+    assert!(!device.vf.point_reta(&[]));
+    device.remove();
+    // With one queue DPDK has no table to point.
+    let mut single = Device::start("vdev:net_null0", 1, 1500);
+    assert!(!single.vf.point_reta(&[0]));
+    single.remove();
+    let mut device = Device::start("vdev:net_ring0", 4, 1500);
+    assert!(!device.vf.point_reta(&[0]));
+    device.remove();
 }
 
 /// net_ring receives on queue i what was sent on queue i: mbufs of the send pool, chains included.

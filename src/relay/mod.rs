@@ -14,6 +14,7 @@ mod poller;
 mod segment;
 #[cfg(test)]
 pub(crate) mod tests;
+mod turnover;
 mod vf_to_guest;
 
 pub use counters::{Cause, Dropped, LaneCounters, LaneSnapshot};

@@ -355,8 +355,11 @@ impl Lanes for PortLanes {
             && let Some(place) = &mut self.vf
         {
             // Best effort: queues of rings that are not open are polled all the same.
-            place.vf.point_reta(&direct);
-            self.reta = direct;
+            let pointed = place.vf.point_reta(&direct);
+            let before = std::mem::replace(&mut self.reta, direct.clone());
+            if pointed {
+                self.home(VF_TO_GUEST).table_moved(&before, &direct);
+            }
         }
         for direction in [GUEST_TO_VF, VF_TO_GUEST] {
             let runs =

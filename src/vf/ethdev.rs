@@ -390,7 +390,8 @@ impl EthdevVf {
             return false;
         };
         let size = usize::from(info.reta_size);
-        if size == 0 || queues.is_empty() {
+        let spreads = self.configured.as_ref().is_some_and(|configured| configured.queues > 1);
+        if size == 0 || queues.is_empty() || !spreads {
             return false;
         }
         let group = dpdk_sys::SHIM_RETA_GROUP as usize;

@@ -48,6 +48,9 @@ pub struct SoftVf {
     started: bool,
     wires: Vec<Arc<Wire>>,
     leases: Leases,
+    /// What a test's RSS table was pointed at.
+    #[cfg(test)]
+    tables: Vec<Vec<u16>>,
 }
 
 /// What the two queues of one number share.
@@ -122,6 +125,8 @@ impl SoftVf {
             started: false,
             wires: Vec::new(),
             leases: Leases::default(),
+            #[cfg(test)]
+            tables: Vec::new(),
         })
     }
 
@@ -183,6 +188,11 @@ impl SoftVf {
 
     /// Queue *i* loops to queue *i*: there is no table to point.
     pub(super) fn point_reta(&mut self, _queues: &[u16]) -> bool {
+        #[cfg(test)]
+        if self.far == Far::Test {
+            self.tables.push(_queues.to_vec());
+            return true;
+        }
         false
     }
 
@@ -210,6 +220,12 @@ impl SoftVf {
     pub(crate) fn for_test(caps: VfCaps) -> Result<Self> {
         let caps = VfCaps { driver: "test".into(), max_queues: QUEUES, max_mtu: MAX_MTU, ..caps };
         Ok(Self { far: Far::Test, caps, ..Self::probe(&VfSpec::SoftNull)? })
+    }
+
+    /// What the RSS table of a VF for tests was pointed at since the last time.
+    #[cfg(test)]
+    pub(crate) fn take_tables(&mut self) -> Vec<Vec<u16>> {
+        mem::take(&mut self.tables)
     }
 
     /// What a VF for tests was given since the last time, and what it is to do with it.
