@@ -22,7 +22,8 @@ use crate::session::Offer;
 use crate::session::port::{PortCounters, PortPlan, PortStatus, VfStatus};
 use crate::vf::{VfCaps, VfSpec};
 
-/// An absent or failed VF is probed again, at most this often. One that worked for longer is probed at once.
+/// An absent or failed VF is probed again, at most this often. One that worked for longer is probed at once, and
+/// so is one that is set up anew because attributes changed.
 const RETRY: Duration = Duration::from_secs(1);
 
 /// The port's thread, with its socket.
@@ -76,6 +77,8 @@ pub(super) struct Port<V> {
     /// When its VF was last looked for.
     probed: Option<Instant>,
     stand_in: Option<VfSpec>,
+    /// The thread will give the VF back, to be set up with what was changed: that is no failure.
+    anew: bool,
     /// Why there is no VF.
     reason: Option<String>,
     /// It has been open, with a VF or known to wait for one: its attach was answered.
@@ -102,6 +105,7 @@ impl<V> Port<V> {
             vf: Vf::None,
             probed: None,
             stand_in: None,
+            anew: false,
             reason: None,
             settled: false,
             down: false,
@@ -138,6 +142,7 @@ impl<V> Port<V> {
             (false, Thread::Open, Vf::Absent(again)) if *again <= now => self.probe(crew, policy, now)?,
             (false, Thread::Open, Vf::Held(_)) => {
                 let Vf::Held(vf) = std::mem::replace(&mut self.vf, Vf::Starting) else { unreachable!("just matched") };
+                self.anew = !self.in_force.deferred_differences(&self.spec).is_empty();
                 // Not what is pending: the guest of the moment would be served with what it was not offered.
                 crew.give_vf(id, vf, self.in_force.vf_config());
             }
@@ -222,6 +227,9 @@ impl<V> Port<V> {
             Event::VfFailed { error, vf, .. } => {
                 debug_assert!(matches!(self.vf, Vf::Starting | Vf::Ready(_)));
                 self.caps = None;
+                if std::mem::take(&mut self.anew) {
+                    self.probed = None;
+                }
                 if let Some(vf) = vf {
                     // A fresh probe may do better; giving it back to the thread would not.
                     self.vf = Vf::Held(vf);
@@ -271,11 +279,12 @@ impl<V> Port<V> {
     }
 
     /// What to ask of the thread so that the port becomes `wanted`, of the same identity.
-    pub fn change_to(&self, wanted: &PortSpec, cores: (usize, usize)) -> (PortChange, Offer) {
+    pub fn change_to(&mut self, wanted: &PortSpec, cores: (usize, usize)) -> (PortChange, Offer) {
         let caps = if wanted.offloads == self.spec.offloads { self.offer_caps.as_ref() } else { self.caps.as_ref() };
         let offer = wanted.offer(caps);
         let deferred = |from: &PortSpec| !from.deferred_differences(wanted).is_empty();
         let deferred = deferred(&self.spec) || deferred(&self.in_force);
+        self.anew |= deferred;
         let change = PortChange {
             cores: (cores != self.cores).then_some(cores),
             mac: wanted.mac.filter(|_| wanted.mac != self.spec.mac),

@@ -364,15 +364,18 @@ impl<C: Crew> Ports<C> {
     }
 
     fn sync(&mut self, sync: &Sync) -> Decision {
+        // A port on its way down is there no more.
+        let stays = |id: &PortId| self.ports.get(id).is_some_and(|port| !port.down);
         let surplus: Vec<PortId> =
-            self.ports.iter().filter(|(id, _)| !sync.ids.contains(*id)).map(|(id, _)| id.clone()).collect();
-        let missing = sync.ids.iter().filter(|id| !self.ports.contains_key(*id));
+            self.ports.keys().filter(|id| stays(id) && !sync.ids.contains(*id)).cloned().collect();
+        let missing = sync.ids.iter().filter(|id| !stays(id));
         let answer =
             value(&Synced { missing: missing.cloned().collect(), surplus: surplus.clone(), removed: sync.remove });
         if !sync.remove {
             return Decision::Answer(answer);
         }
-        let mut serials = BTreeSet::new();
+        let going = self.ports.iter().filter(|(id, port)| port.down && !sync.ids.contains(*id));
+        let mut serials: BTreeSet<_> = going.map(|(_, port)| port.serial).collect();
         for id in surplus {
             warn!(port = %id, "detaching: not in the set of ports that should be");
             if let Decision::Wait(Wait::Gone { serials: more, .. }) = self.detach(&Selector::Id(id)) {

@@ -133,6 +133,7 @@ impl PortLanes {
             Err(error) => return Err(Box::new((error, vf))),
         };
         let (lanes, count) = lanes_over(queues, self.pairs, &self.ready, &self.counters);
+        #[cfg(debug_assertions)]
         delay_for_tests(&self.id);
         if let Err(error) = vf.start() {
             drop(lanes);
@@ -413,7 +414,8 @@ fn lanes_without_vf(
 }
 
 /// `VIRTIO_FORWARDER_TEST_VF_START_DELAY_MS=<port>:<ms>` delays the start of that port's VF, so that a test
-/// can show that nothing else waits for it.
+/// can show that nothing else waits for it. Not in release builds.
+#[cfg(debug_assertions)]
 fn delay_for_tests(port: &str) {
     let Ok(value) = std::env::var("VIRTIO_FORWARDER_TEST_VF_START_DELAY_MS") else { return };
     if let Some((name, ms)) = value.rsplit_once(':')

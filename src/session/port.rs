@@ -433,6 +433,10 @@ impl<'tell> Port<'tell> {
         }
         self.next_look = now + LOOK;
         self.lanes.look_at_link();
+        if let Some(Err(error)) = self.lanes.vf_mut().map(|vf| vf.require_present()) {
+            let vf = self.while_drained(PortLanes::take_vf).map(|(_, vf)| vf);
+            (self.tell)(PortEvent::VfFailed { error, vf });
+        }
         self.tell_vf();
         let counters = &self.plan.counters;
         let quarantined = counters.guest_to_vf.quarantined() + counters.vf_to_guest.quarantined();

@@ -37,6 +37,8 @@ pub struct EthdevVf {
     bus: &'static CStr,
     name: CString,
     port: u16,
+    /// Number of the kernel's interface that it is on; 0: on none.
+    interface: u32,
     caps: VfCaps,
     configured: Option<Configured>,
     started: bool,
@@ -74,6 +76,7 @@ impl EthdevVf {
                 return Err(Error::Invalid(format!("{spec} is not a DPDK device")));
             }
         };
+        quirks::require_interface(spec)?;
         let text = |text| CString::new(text).map_err(|e| Error::Invalid(format!("{spec} contains a NUL: {e}")));
         let (name, args) = (text(name)?, text(args)?);
         // Memory of VFs that left frames in a ring between vdevs may be free by now.
@@ -106,8 +109,10 @@ impl EthdevVf {
             hint: "the driver made no Ethernet device; use a network device",
         });
         let made = vf.and_then(|port| {
+            let info = info_of(port, spec)?;
             Ok(Self {
-                caps: caps_of(spec, &info_of(port, spec)?),
+                caps: caps_of(spec, &info),
+                interface: info.if_index,
                 spec: spec.clone(),
                 bus,
                 name: name.clone(),
@@ -420,6 +425,20 @@ impl EthdevVf {
         }
     }
 
+    /// See [`super::Vf::require_present`].
+    pub(super) fn require_present(&self) -> Result<()> {
+        match &self.spec {
+            VfSpec::Pci(_) if self.link().up => Ok(()),
+            VfSpec::Pci(address) => pci::require_usable(*address),
+            // Some of them are always up (net_af_packet).
+            _ if self.interface != 0 && !interface_exists(self.interface) => Err(Error::VfAbsent(format!(
+                "the interface of {} was deleted while it was in use; it is looked for again each second",
+                self.spec
+            ))),
+            _ => Ok(()),
+        }
+    }
+
     pub(super) fn xstats(&self) -> Vec<(String, u64)> {
         // SAFETY: asks for the number.
         let n = unsafe { dpdk_sys::rte_eth_xstats_get(self.port, std::ptr::null_mut(), 0) };
@@ -465,6 +484,13 @@ impl EthdevVf {
     fn check(&self, call: &'static str, rc: c_int, hint: &'static str) -> Result<()> {
         check(call, || self.spec.to_string(), rc, hint)
     }
+}
+
+/// Whether the kernel has an interface of this number.
+fn interface_exists(index: u32) -> bool {
+    let mut name = [0; libc::IF_NAMESIZE];
+    // SAFETY: room for a name.
+    unsafe { !libc::if_indextoname(index, name.as_mut_ptr()).is_null() }
 }
 
 const DEFECT: &str = "restart the daemon, and report this";

@@ -267,6 +267,16 @@ impl Vf {
         }
     }
 
+    /// [`crate::Error::VfAbsent`] if the device, or the kernel's interface that it is on, has gone: it is to be
+    /// stopped, removed, and probed again.
+    pub fn require_present(&self) -> Result<()> {
+        match self {
+            Self::Soft(_) => Ok(()),
+            #[cfg(feature = "dpdk")]
+            Self::Ethdev(vf) => vf.require_present(),
+        }
+    }
+
     /// The driver's extended statistics.
     pub fn xstats(&self) -> Vec<(String, u64)> {
         match self {

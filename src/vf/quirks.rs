@@ -31,6 +31,27 @@ pub(super) fn least_data_room(spec: &VfSpec) -> u16 {
     af_packet_frame(spec).map_or(0, |frame| frame.min(MOST) as u16)
 }
 
+/// net_af_packet and net_af_xdp are on an interface that is there already. Without it they fail with no more than an
+/// errno, and lines on stderr.
+pub(super) fn require_interface(spec: &VfSpec) -> Result<()> {
+    if !matches!(spec.vdev_driver(), Some(AF_PACKET | "net_af_xdp")) {
+        return Ok(());
+    }
+    let Some(interface) = argument(spec, "iface") else {
+        return Err(Error::Invalid(format!("{spec} names no interface; add one: {spec},iface=NAME")));
+    };
+    let exists = CString::new(interface).is_ok_and(|name| {
+        // SAFETY: a NUL-terminated string.
+        unsafe { libc::if_nametoindex(name.as_ptr()) != 0 }
+    });
+    if exists {
+        return Ok(());
+    }
+    Err(Error::Invalid(format!(
+        "there is no interface {interface:?} for {spec}; create it (ip link add) or correct iface"
+    )))
+}
+
 fn af_packet_frame(spec: &VfSpec) -> Option<u32> {
     (spec.vdev_driver() == Some(AF_PACKET))
         .then(|| argument(spec, "framesz").map_or(Some(2048), |size| size.parse().ok()))
@@ -79,6 +100,16 @@ fn argument<'a>(spec: &'a VfSpec, wanted: &str) -> Option<&'a str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_missing_interface_is_named() {
+        let error = |text: &str| require_interface(&text.parse().unwrap()).unwrap_err().to_string();
+        assert!(error("vdev:net_af_packet0,iface=none-such").contains("\"none-such\""));
+        assert!(error("vdev:net_af_packet0").contains("vdev:net_af_packet0,iface=NAME"));
+        require_interface(&"vdev:net_af_packet0,iface=lo".parse().unwrap()).unwrap();
+        // net_tap makes its own.
+        require_interface(&"vdev:net_tap0,iface=none-such".parse().unwrap()).unwrap();
+    }
 
     #[test]
     fn af_packet_carries_what_its_ring_holds() {

@@ -111,8 +111,8 @@ fn attributes_change_live_or_are_pending_until_the_guest_leaves() {
 #[test]
 fn a_change_that_needs_the_vf_set_up_anew_is_answered_when_it_is() {
     let mut desk = Desk::new();
+    // The VF was looked for just now: that is no reason to wait.
     desk.attach("a", TAP, "a").unwrap();
-    desk.wait(SECOND);
     desk.log();
     let token = desk.ask("port.attach", with(request("a", TAP, "a"), json!({"mtu": 9000})));
     desk.vf_breaks("a");
@@ -122,6 +122,23 @@ fn a_change_that_needs_the_vf_set_up_anew_is_answered_when_it_is() {
     }
     let answer = desk.answer(token).unwrap().unwrap();
     assert_eq!((&answer["port"]["state"], &answer["port"]["reason"]), (&json!("ready"), &Value::Null));
+    desk.log();
+    desk.vf_breaks("a");
+    desk.settle();
+    assert_eq!(desk.log(), ["remove a"], "a failure is");
+}
+
+#[test]
+fn what_was_pending_is_set_up_as_soon_as_the_guest_leaves() {
+    let mut desk = Desk::new();
+    desk.attach("a", TAP, "a").unwrap();
+    desk.guest("a", true);
+    desk.call("port.attach", with(request("a", TAP, "a"), json!({"mtu": 9000}))).unwrap();
+    desk.log();
+    desk.guest("a", false);
+    desk.vf_breaks("a");
+    desk.settle();
+    assert_eq!(desk.log(), ["remove a", "probe a", "give a"]);
 }
 
 #[test]
@@ -439,6 +456,24 @@ fn sync_lists_and_removes_on_request() {
     assert_eq!(desk.answer(token).unwrap().unwrap()["removed"], true);
     assert_eq!(desk.ids(), ["a"]);
     assert_eq!((desk.vfs(), desk.threads()), (1, 1));
+}
+
+#[test]
+fn sync_counts_a_port_that_goes_as_gone() {
+    let mut desk = Desk::new();
+    desk.attach("a", TAP, "a").unwrap();
+    desk.attach("b", OTHER_TAP, "b").unwrap();
+    let detach = desk.ask("port.detach", json!({"id": "a"}));
+    let sync = desk.ask("port.sync", json!({"ids": ["a", "b"]}));
+    assert_eq!(desk.answer(sync).unwrap().unwrap(), json!({"surplus": [], "missing": ["a"], "removed": false}));
+    let sync = desk.ask("port.sync", json!({"ids": ["b"]}));
+    assert_eq!(desk.answer(sync).unwrap().unwrap(), json!({"surplus": [], "missing": [], "removed": false}));
+    let sync = desk.ask("port.sync", json!({"ids": ["b"], "remove": true}));
+    assert_eq!(desk.answer(sync), None, "what is not in the set is gone when it is answered");
+    desk.settle();
+    assert_eq!(desk.answer(sync).unwrap().unwrap(), json!({"surplus": [], "missing": [], "removed": true}));
+    assert!(desk.answer(detach).unwrap().is_ok());
+    assert_eq!(desk.ids(), ["b"]);
 }
 
 #[test]
