@@ -109,6 +109,7 @@ fn ethdevs() {
     reta();
     queue_outlives_vf();
     slots_run_out(&eal);
+    memory_runs_out();
 }
 
 /// net_null makes frames of 64 bytes and discards what it is sent.
@@ -173,6 +174,7 @@ fn reta() {
 /// net_ring receives on queue i what was sent on queue i: mbufs of the send pool, chains included.
 fn ring() {
     let mut device = Device::start("vdev:net_ring0", 4, 9000);
+    assert_eq!(device.vf.link().mac, None, "it has none");
     assert!(device.vf.caps().multi_segment);
     let sizes = [14, 60, 61, 1514, 2048, 2049, 9014, 9216, 9217, 40_000, 65_549];
     for queue in 0..4 {
@@ -485,6 +487,30 @@ fn queue_outlives_vf() {
     assert_eq!(rx[0].receive(&mut received), 1);
     assert_eq!(bytes(&received[0]), frame(100, 9));
     assert!(matches!(Vf::probe(&"vdev:net_ring0".parse().unwrap()), Err(Error::Conflict(_))));
+}
+
+/// Memory that runs out is named as such, whichever step it runs out in.
+fn memory_runs_out() {
+    let mut errors = Vec::new();
+    let mut devices = Vec::new();
+    for n in 1..32 {
+        let mut vf = Vf::probe(&format!("vdev:net_null{n}").parse().unwrap()).unwrap();
+        // In ever smaller steps.
+        let config = VfConfig { queues: if n < 20 { 4 } else { 1 }, mtu: if n < 26 { 9000 } else { 1500 }, mac: None };
+        match vf.configure(&config) {
+            Ok(queues) => devices.push((queues, vf)),
+            Err(error) => {
+                errors.push(error.to_string());
+                assert!(matches!(error, Error::Exhausted(_)), "{error:?}");
+                vf.remove().unwrap();
+            }
+        }
+    }
+    assert!(!errors.is_empty() && errors.iter().all(|text| text.contains("more --memory")), "{errors:?}");
+    for (queues, vf) in devices {
+        drop(queues);
+        vf.remove().unwrap();
+    }
 }
 
 fn slots_run_out(eal: &Eal) {

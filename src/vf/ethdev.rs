@@ -8,7 +8,7 @@ use dpdk_sys::{rte_eth_conf, rte_eth_dev_info};
 
 use super::lease::Leases;
 pub use super::mbuf::{RxMbuf, TxMbuf};
-use super::mempool::Pool;
+use super::mempool::{Pool, no_memory};
 use super::queue::Wake;
 pub use super::queue::{EthdevRx, EthdevTx};
 use super::{MAX_MTU, Mac, Queues, VfCaps, VfConfig, VfLink, VfSpec, eal, pci, quirks};
@@ -177,7 +177,7 @@ impl EthdevVf {
                     std::ptr::null(),
                 )
             };
-            self.check("rte_eth_tx_queue_setup", rc, "ask for fewer queues")?;
+            self.check("rte_eth_tx_queue_setup", rc, QUEUE_SETUP)?;
             tx.push(EthdevTx {
                 port: self.port,
                 queue,
@@ -206,9 +206,7 @@ impl EthdevVf {
             if rc < 0 {
                 // What the driver took stays with it until it is closed.
                 self.keep(queues, config.mtu, pools);
-                return Err(self
-                    .check("rte_eth_rx_queue_setup", rc, "ask for fewer queues or a smaller MTU")
-                    .unwrap_err());
+                return Err(self.check("rte_eth_rx_queue_setup", rc, QUEUE_SETUP).unwrap_err());
             }
             rx.push(EthdevRx { port: self.port, queue, pool, wake: Wake::none(), _lease: self.leases.lease() });
         }
@@ -420,7 +418,8 @@ impl EthdevVf {
                 up: known && dpdk_sys::shim_link_is_up(&link) != 0,
                 // "Unknown" is all ones.
                 speed: if link.link_speed == u32::MAX { 0 } else { link.link_speed },
-                mac: addressed.then_some(Mac(address.addr_bytes)),
+                // Drivers that know no addresses (net_ring) say it is all zeros.
+                mac: (addressed && address.addr_bytes != [0; 6]).then_some(Mac(address.addr_bytes)),
             }
         }
     }
@@ -493,13 +492,19 @@ fn interface_exists(index: u32) -> bool {
     unsafe { !libc::if_indextoname(index, name.as_mut_ptr()).is_null() }
 }
 
+/// Some drivers (net_tap) do not say that it was memory.
+const QUEUE_SETUP: &str =
+    "see the lines on stderr; give DPDK more memory (hugepages, --memory), or ask for fewer queues or a smaller MTU";
 const DEFECT: &str = "restart the daemon, and report this";
 
 fn check(call: &'static str, subject: impl FnOnce() -> String, rc: c_int, hint: &'static str) -> Result<()> {
     if rc >= 0 {
         return Ok(());
     }
-    Err(Error::Dpdk { call, subject: subject(), errno: -rc, hint })
+    match -rc {
+        libc::ENOMEM => Err(no_memory(&format!("{} ({call})", subject()))),
+        errno => Err(Error::Dpdk { call, subject: subject(), errno, hint }),
+    }
 }
 
 /// The ethdev of a device. Its own name may differ from the device's, so the device is compared.
