@@ -82,7 +82,7 @@ pub enum Event<V> {
         /// Why not.
         result: Result<()>,
     },
-    /// Answer to [`Crew::give_vf`]: the VF forwards. Sent again whenever the view changes (link, xstats).
+    /// Answer to [`Crew::give_vf`]: the VF forwards. Sent again whenever it was looked at (link, xstats).
     VfReady {
         /// Whose.
         port: PortId,

@@ -340,11 +340,15 @@ impl<V> Port<V> {
         (cpus[self.cores.0], cpus[self.cores.1])
     }
 
-    fn vf_view(&self) -> Option<VfView> {
+    fn vf_status(&self) -> Option<&VfStatus> {
         match &self.vf {
-            Vf::Ready(status) => Some(stats::vf_view(status)),
+            Vf::Ready(status) => Some(status),
             _ => None,
         }
+    }
+
+    fn vf_view(&self) -> Option<VfView> {
+        self.vf_status().map(stats::vf_view)
     }
 
     /// For clients.
@@ -369,7 +373,7 @@ impl<V> Port<V> {
     }
 
     /// Its counters, for clients.
-    pub fn stats(&self, cpus: &[usize]) -> PortStats {
+    pub fn stats(&self, cpus: &[usize], now: Instant) -> PortStats {
         let (guest_to_vf, vf_to_guest) = self.cpus(cpus);
         PortStats {
             id: self.spec.id.clone(),
@@ -377,10 +381,8 @@ impl<V> Port<V> {
             guest_to_vf: stats::lane(guest_to_vf, &self.counters.guest_to_vf),
             vf_to_guest: stats::lane(vf_to_guest, &self.counters.vf_to_guest),
             vf: self.vf_view(),
-            xstats: match &self.vf {
-                Vf::Ready(status) => status.xstats.iter().cloned().collect(),
-                _ => Default::default(),
-            },
+            xstats: self.vf_status().map(|status| status.xstats.iter().cloned().collect()).unwrap_or_default(),
+            xstats_age_ms: self.vf_status().map(|status| now.duration_since(status.read).as_millis() as u64),
         }
     }
 }

@@ -66,7 +66,7 @@ impl PortSpec {
         }
         if !(1..=MAX_VFS).contains(&request.vfs.len()) {
             return Err(Error::Invalid(format!(
-                "vfs names {} VFs: name 1 to {MAX_VFS}, the first is used",
+                "{} VFs are named: name 1 to {MAX_VFS}, the first is used",
                 request.vfs.len()
             )));
         }
@@ -74,17 +74,17 @@ impl PortSpec {
         for vf in &request.vfs {
             policy.check_vf(vf)?;
             if let Some(twice) = policy.claims(vf).into_iter().find(|claim| !claims.insert(claim.clone())) {
-                return Err(Error::Invalid(format!("vfs names {twice} twice: name it once")));
+                return Err(Error::Invalid(format!("{twice} is named twice: name it once")));
             }
         }
         let queue_pairs = request.queue_pairs.unwrap_or(1);
         if !(1..=Offer::MAX_QUEUE_PAIRS).contains(&queue_pairs) {
-            return Err(Error::Invalid(format!("queue_pairs is {queue_pairs}: use 1 to {}", Offer::MAX_QUEUE_PAIRS)));
+            return Err(Error::Invalid(format!("{queue_pairs} queue pairs: use 1 to {}", Offer::MAX_QUEUE_PAIRS)));
         }
         let mtu = request.mtu.unwrap_or(1500);
         if !MTU.contains(&mtu) {
             let (low, high) = (MTU.start(), MTU.end());
-            return Err(Error::Invalid(format!("mtu is {mtu}: use {low} to {high}")));
+            return Err(Error::Invalid(format!("MTU {mtu}: use {low} to {high}")));
         }
         let server = *role == Role::Server;
         let resolve = |asked: &Option<NameOrNumber>, default: &Option<NameOrNumber>, id: fn(&str) -> Result<u32>| {

@@ -406,7 +406,7 @@ impl<C: Crew> Ports<C> {
     fn stats(&self, query: &StatsQuery, now: Instant) -> Answer {
         let wanted = |id: &PortId| query.id.as_ref().is_none_or(|wanted| wanted == id);
         let ports: Vec<_> =
-            self.ports.iter().filter(|(id, _)| wanted(id)).map(|(_, port)| port.stats(&self.info.cpus)).collect();
+            self.ports.iter().filter(|(id, _)| wanted(id)).map(|(_, port)| port.stats(&self.info.cpus, now)).collect();
         match &query.id {
             Some(id) if ports.is_empty() => Err(not_found(&Selector::Id(id.clone()))),
             _ => value(&Stats { time_us: now.duration_since(self.info.started).as_micros() as u64, ports }),
@@ -545,7 +545,7 @@ fn attached<V>(port: &Port<V>, cpus: &[usize], changed: bool, taken_from: Vec<Po
 
 fn not_found(selector: &Selector) -> Failure {
     Error::NotFound(format!(
-        "there is no {}: see port.list for those there are",
+        "there is no {}: see the list of ports for those there are",
         selector.to_string().trim_start_matches("a ")
     ))
     .into()
@@ -581,7 +581,7 @@ fn held(claim: &str, holder: &PortId, guest: bool) -> Failure {
     let what_to_do = if guest {
         "its guest is connected: detach that port first, or choose another"
     } else {
-        "detach that port first, choose another, or take it with takeover (no guest is connected)"
+        "detach that port first, choose another, or ask for a takeover (no guest is connected)"
     };
     Failure::from(Error::Conflict(format!("{claim} is held by port {holder}; {what_to_do}")))
         .with("holder", holder.as_str())

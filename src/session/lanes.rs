@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::Instant;
 
 use tracing::{info, warn};
 
@@ -205,6 +206,7 @@ impl PortLanes {
             queues: *queues,
             link: vf.link(),
             xstats: vf.xstats(),
+            read: Instant::now(),
         })
     }
 

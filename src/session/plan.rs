@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
@@ -106,4 +107,6 @@ pub struct VfStatus {
     pub link: VfLink,
     /// The driver's extended statistics.
     pub xstats: Vec<(String, u64)>,
+    /// When all of it was read.
+    pub read: Instant,
 }

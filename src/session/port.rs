@@ -65,7 +65,7 @@ pub enum PortCommand {
 pub enum PortEvent {
     /// The first: the socket listens with its final owner and mode, or the client has begun to try.
     Opened(Result<()>),
-    /// The VF forwards; again whenever the view of it changes.
+    /// The VF forwards; again whenever it was looked at.
     VfReady(VfStatus),
     /// The VF does not forward; here it is, stopped.
     VfFailed {
@@ -160,7 +160,6 @@ struct Port<'tell> {
     connections: u64,
     last_error: Option<String>,
     told: PortStatus,
-    vf_told: Option<VfStatus>,
     quarantined: u64,
     next_look: Instant,
     next_connection: Option<(Offer, VfConfig)>,
@@ -193,7 +192,6 @@ impl<'tell> Port<'tell> {
             connections: 0,
             last_error: None,
             told: PortStatus::default(),
-            vf_told: None,
             quarantined: 0,
             next_look: Instant::now(),
             next_connection: None,
@@ -365,8 +363,6 @@ impl<'tell> Port<'tell> {
     }
 
     fn give_vf(&mut self, spec: VfSpec, vf: Vf, config: &VfConfig) {
-        // Told even if it looks like the one before: control waits for it.
-        self.vf_told = None;
         match self.while_drained(|lanes| lanes.give_vf(spec, vf, config)) {
             Ok(()) => self.tell_vf(),
             Err(failed) => {
@@ -451,12 +447,8 @@ impl<'tell> Port<'tell> {
     }
 
     fn tell_vf(&mut self) {
-        let status = self.lanes.vf_status();
-        if status != self.vf_told {
-            self.vf_told.clone_from(&status);
-            if let Some(status) = status {
-                (self.tell)(PortEvent::VfReady(status));
-            }
+        if let Some(status) = self.lanes.vf_status() {
+            (self.tell)(PortEvent::VfReady(status));
         }
     }
 

@@ -72,8 +72,10 @@ impl ServerSocket {
         let name = check_path(path)?;
         let parent = path.parent().unwrap_or(Path::new("/"));
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let directory = openat(CWD, parent, flags, Mode::empty())
-            .map_err(|errno| failed("opening the socket directory", parent, errno))?;
+        let directory = openat(CWD, parent, flags, Mode::empty()).map_err(|errno| match errno {
+            Errno::NOENT => failed("create the socket's directory first:", parent, errno),
+            errno => failed("opening the socket directory", parent, errno),
+        })?;
         let place = Place { directory: Arc::new(directory), name };
         let stale = place.stale_socket(plan)?;
 
@@ -468,8 +470,10 @@ mod tests {
         drop(server);
         // No such directory, and a file where a directory should be.
         fs::write(&path, "").unwrap();
-        for bad in [directory.path().join("missing/port.sock"), path.join("port.sock")] {
-            assert_eq!(ServerSocket::bind(&plan(&bad)).unwrap_err().code(), "io");
+        for (bad, hint) in [(directory.path().join("missing/port.sock"), "create"), (path.join("port.sock"), "")] {
+            let error = ServerSocket::bind(&plan(&bad)).unwrap_err();
+            assert_eq!(error.code(), "io");
+            assert!(error.to_string().contains(hint), "{error}");
         }
         assert_eq!(try_connect(&path.join("port.sock")).unwrap_err().code(), "io");
     }

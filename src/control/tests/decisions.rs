@@ -527,6 +527,10 @@ fn stats_show_lanes_and_the_vf() {
     assert_eq!(port["guest_to_vf"]["packets"], 0);
     assert_eq!(port["vf_to_guest"]["dropped"]["guest_ring_empty"], 0);
     assert_eq!((&port["vf"]["link_up"], &port["xstats"]["rx_good"]), (&json!(true), &json!(7)));
+    assert_eq!(port["xstats_age_ms"], 0);
+    desk.wait(Duration::from_millis(300));
+    let stats = desk.call("stats", json!({"id": "a"})).unwrap();
+    assert_eq!(stats["ports"][0]["xstats_age_ms"], 300, "they are of then");
     assert_eq!(desk.call("stats", json!({})).unwrap()["ports"].as_array().unwrap().len(), 2);
 }
 

@@ -256,7 +256,8 @@ impl Desk {
                         let spec = thread.vf.as_ref().unwrap().spec.clone();
                         let (caps, link) = (VfCaps::default(), VfLink { up: true, ..VfLink::default() });
                         let xstats = vec![("rx_good".to_owned(), 7)];
-                        Event::VfReady { port, status: VfStatus { spec, caps, queues: config.queues, link, xstats } }
+                        let status = VfStatus { spec, caps, queues: config.queues, link, xstats, read: self.now };
+                        Event::VfReady { port, status }
                     }
                 }
             }
