@@ -130,8 +130,6 @@ fn null() {
     assert!(burst.is_empty());
     let xstats = device.vf.xstats();
     assert!(xstats.contains(&("tx_good_packets".into(), BURST as u64)), "{xstats:?}");
-    assert!(device.vf.set_mtu(9001).is_err());
-    device.vf.set_mtu(1500).unwrap();
     device.vf.set_mac("52:54:00:00:00:01".parse().unwrap()).unwrap();
     assert_eq!(device.vf.link().mac.unwrap().to_string(), "52:54:00:00:00:01");
 
@@ -176,7 +174,7 @@ fn ring() {
     let mut device = Device::start("vdev:net_ring0", 4, 9000);
     assert_eq!(device.vf.link().mac, None, "it has none");
     assert!(device.vf.caps().multi_segment);
-    let sizes = [14, 60, 61, 1514, 2048, 2049, 9014, 9216, 9217, 40_000, 65_549];
+    let sizes = [14, 60, 61, 1514, 2048, 2049, 9014, 9216, 9217, 40_000, 65_557];
     for queue in 0..4 {
         for (serial, size) in sizes.into_iter().enumerate() {
             device.send(queue, &frame(size, serial as u32 + 100 * queue as u32));
@@ -190,7 +188,7 @@ fn ring() {
     let mut received = device.receive(expected.len());
     received.sort_by_key(|(queue, _)| *queue);
     assert!(received == expected, "each queue has its own frames, whole and in order");
-    assert!(device.tx[0].copy(&mut &*vec![0; 65_550]).is_none());
+    assert!(device.tx[0].copy(&mut &*vec![0; 65_558]).is_none());
 
     // A full ring takes a prefix; the rest stays, in order.
     let (mut sent, mut left) = (0, 0);

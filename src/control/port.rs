@@ -134,7 +134,6 @@ impl<V> Port<V> {
                     socket: self.spec.socket_plan(),
                     offer: self.offer,
                     cores: self.cores,
-                    mac: self.spec.mac,
                     counters: self.counters.clone(),
                 });
             }

@@ -18,11 +18,11 @@ use super::api::{
 };
 use super::policy::INTERFACE_CLAIM;
 use super::port::Port;
-use super::port_spec::MTU;
 use super::rpc::RpcError;
 use super::server::MAX_CLIENTS;
 use super::{Crew, Event, Failure, Placement, Policy, PortId, PortSpec, SocketDefaults};
 use crate::error::Error;
+use crate::ethernet::MAX_MTU;
 use crate::session::Offer;
 
 /// Names a request; chosen by the caller of [`Ports::call`], unique among those not yet answered.
@@ -425,7 +425,7 @@ impl<C: Crew> Ports<C> {
             limits: Limits {
                 ethdevs: self.info.max_ethdevs,
                 queue_pairs: Offer::MAX_QUEUE_PAIRS,
-                mtu: *MTU.end(),
+                mtu: MAX_MTU,
                 clients: MAX_CLIENTS,
             },
             ports: self.ports.len(),

@@ -6,13 +6,13 @@
 
 use std::collections::HashMap;
 use std::io::{ErrorKind, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, unbounded};
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use serde_json::Value;
 use tracing::{debug, warn};
@@ -20,6 +20,7 @@ use tracing::{debug, warn};
 use super::rpc::{self, INVALID_REQUEST, Request, RpcError};
 use super::{Crew, Event, Ports, Token};
 use crate::error::{Error, Result};
+use crate::event;
 use crate::session::socket::ServerSocket;
 
 /// Longest line a client may send, in bytes, with its end.
@@ -43,7 +44,7 @@ const EVENTS_PER_TURN: usize = 256;
 #[derive(Debug)]
 pub struct EventSender<V> {
     events: Sender<Event<V>>,
-    wake: Arc<OwnedFd>,
+    wake: Arc<event::Event>,
 }
 
 impl<V> Clone for EventSender<V> {
@@ -56,8 +57,7 @@ impl<V> EventSender<V> {
     /// Queues an event and wakes control. Never waits. An event after control has ended is dropped.
     pub fn send(&self, event: Event<V>) {
         if self.events.send(event).is_ok() {
-            // Fails only when the counter is at its maximum: then control is awake already.
-            let _ = rustix::io::write(&*self.wake, &1_u64.to_ne_bytes());
+            self.wake.signal();
         }
     }
 }
@@ -66,15 +66,13 @@ impl<V> EventSender<V> {
 #[derive(Debug)]
 pub struct Inbox<V> {
     events: Receiver<Event<V>>,
-    wake: Arc<OwnedFd>,
+    wake: Arc<event::Event>,
 }
 
 impl<V> Inbox<V> {
     /// Both ends.
     pub fn new() -> Result<(EventSender<V>, Self)> {
-        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
-            .map_err(|errno| Error::io("eventfd")(errno.into()))?;
-        let wake = Arc::new(wake);
+        let wake = Arc::new(event::Event::new("control")?);
         let (sender, events) = unbounded();
         let sender = EventSender { events: sender, wake: Arc::clone(&wake) };
         Ok((sender, Self { events, wake }))
@@ -131,8 +129,7 @@ impl<C: Crew> Server<C> {
         while !self.ports.finished() {
             let ready = self.wait()?;
             if ready.wake {
-                let mut counter = [0; 8];
-                let _ = rustix::io::read(&*self.inbox.wake, &mut counter);
+                self.inbox.wake.take();
             }
             // Also without the wake-up: more than EVENTS_PER_TURN may be there.
             self.take_events();

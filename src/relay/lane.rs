@@ -145,7 +145,6 @@ impl<Q: TxQueue> GuestToVf<Q> {
             seat.accepted(sent, refused, &self.counters);
             moved += sent;
             if sent == 0 && !seat.is_idle() {
-                queue.reclaim();
                 let since = *seat.blocked_since.get_or_insert(turn.now);
                 if turn.now.saturating_duration_since(since) >= VF_FULL {
                     moved += seat.drop_all(super::Cause::VfFull, &self.counters);

@@ -7,6 +7,7 @@ mod counters;
 mod doorbell;
 mod guest_to_vf;
 mod headers;
+mod interrupt;
 pub mod lane;
 mod mailbox;
 mod offload;

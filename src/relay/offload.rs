@@ -5,6 +5,7 @@ use std::ops::RangeInclusive;
 
 use super::counters::Cause;
 use super::headers::{self, Layers, TCP, UDP};
+use crate::ethernet;
 use crate::ring::{Gso, NetHeader};
 use crate::vf::{TxOffload, VfCaps};
 
@@ -12,9 +13,6 @@ use crate::vf::{TxOffload, VfCaps};
 /// malicious and may be disabled for it. iavf's range is the narrowest (IAVF_MIN_TSO_MSS and IAVF_MAX_TSO_MSS in
 /// DPDK's iavf_rxtx.h): i40e and ice go further at one end or at both.
 const VF_MSS: RangeInclusive<u16> = 256..=9668;
-
-/// Longest frame left to a VF to be segmented, in bytes: IP's 64 KiB behind an Ethernet header without tags.
-const MAX_VF_TSO: usize = 65_535 + headers::ETHERNET;
 
 /// Offsets of the checksum field in the TCP and UDP header.
 const TCP_CHECKSUM: u16 = 16;
@@ -55,7 +53,7 @@ impl TxRules {
 
     /// Whether a frame of `len` bytes with this header has to be segmented by the lane.
     pub(super) fn segments(&self, header: &NetHeader, len: usize) -> bool {
-        header.gso != Gso::None && !(self.vf_tso && VF_MSS.contains(&header.gso_size) && len <= MAX_VF_TSO)
+        header.gso != Gso::None && !(self.vf_tso && VF_MSS.contains(&header.gso_size) && len <= ethernet::MAX_TSO_FRAME)
     }
 }
 
@@ -84,7 +82,7 @@ pub(super) fn judge(header: &NetHeader, head: &[u8], len: usize, rules: &TxRules
         return Ok(Treatment::Plain);
     }
     let (start, offset) = (usize::from(header.csum_start), usize::from(header.csum_offset));
-    if !rules.checksum || start < headers::ETHERNET || start + offset + 2 > len {
+    if !rules.checksum || start < ethernet::HEADER || start + offset + 2 > len {
         return Err(Cause::Malformed);
     }
     let layers = headers::parse(head).filter(|layers| layers.l4 == start && !layers.fragment);

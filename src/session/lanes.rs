@@ -10,16 +10,11 @@ use super::features;
 use super::plan::{PortCounters, RingStatus, VfStatus};
 use super::{Lanes, SessionState};
 use crate::error::Result;
+use crate::ethernet::{MAX_TSO_FRAME, TAGGED_HEADER};
 use crate::guest::{Drained, GuestMemory};
 use crate::relay::{Doorbell, GuestToVf, Lane, LaneId, Poller, RingPlan, TxRules, VfToGuest};
 use crate::ring::RingConfig;
 use crate::vf::{Queues, Vf, VfCaps, VfConfig, VfSpec};
-
-/// Bytes a frame may have beyond the MTU: Ethernet header and two VLAN tags.
-const L2_OVERHEAD: usize = 22;
-
-/// Longest frame a guest may send to be segmented: an IP packet of 64 KiB with its Ethernet header.
-const MAX_TSO_FRAME: usize = 65_535 + L2_OVERHEAD;
 
 /// Indices of the two directions.
 const GUEST_TO_VF: usize = 0;
@@ -262,7 +257,7 @@ impl PortLanes {
     fn plan(&self, index: usize, state: &SessionState, memory: &Arc<GuestMemory>) -> Option<RingPlan> {
         let acked = state.features.unwrap_or(0);
         let has = |bit| acked & bit != 0;
-        let max_wire_frame = usize::from(self.mtu) + L2_OVERHEAD;
+        let max_wire_frame = usize::from(self.mtu) + TAGGED_HEADER;
         let caps = self.vf.as_ref().map_or_else(VfCaps::default, |place| place.vf.caps().clone());
         let rules = TxRules {
             checksum: has(features::NET_CSUM),

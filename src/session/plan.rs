@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Offer;
 use crate::relay::LaneCounters;
-use crate::vf::{Mac, VfCaps, VfLink, VfSpec};
+use crate::vf::{VfCaps, VfLink, VfSpec};
 
 /// Who listens on the port's socket.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,8 +47,6 @@ pub struct PortPlan {
     pub offer: Offer,
     /// Cores of the two directions: (guest→VF, VF→guest). Indices into the daemon's poll cores.
     pub cores: (usize, usize),
-    /// MAC to give the VF.
-    pub mac: Option<Mac>,
     /// What both directions count into.
     pub counters: PortCounters,
 }

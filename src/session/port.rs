@@ -3,13 +3,13 @@
 //! It blocks in one place, `poll`, on the port's socket and its commands. All that is slow of a port is done
 //! here, so that it delays no other port: starting a VF, mapping memory, waiting for a stuck front end.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender};
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::time::Timespec;
 use tracing::{info, warn};
 
@@ -19,6 +19,7 @@ use super::socket::{self, ServerSocket};
 use super::wire::{Connection, Received};
 use super::{Lanes, Offer, SessionState};
 use crate::error::{Error, Result};
+use crate::event::Event;
 use crate::relay::Poller;
 use crate::vf::{Mac, Vf, VfConfig, VfSpec};
 
@@ -90,7 +91,7 @@ pub enum PortEvent {
 pub struct PortThread {
     commands: Sender<PortCommand>,
     /// The thread's own: it goes with it.
-    wake: Weak<OwnedFd>,
+    wake: Weak<Event>,
     thread: JoinHandle<()>,
 }
 
@@ -98,9 +99,7 @@ impl PortThread {
     /// Starts it. `tell` is called on the thread and must not block.
     pub fn start(plan: PortPlan, pollers: Arc<Vec<Poller>>, tell: impl Fn(PortEvent) + Send + 'static) -> Result<Self> {
         let name = plan.id.chars().take(10).collect::<String>();
-        let wake = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)
-            .map_err(|errno| Error::io("cannot create a port's eventfd")(errno.into()))?;
-        let wake = Arc::new(wake);
+        let wake = Arc::new(Event::new("a port")?);
         let (commands, inbox) = crossbeam::channel::unbounded();
         let ours = Arc::downgrade(&wake);
         let thread = std::thread::Builder::new()
@@ -124,7 +123,7 @@ impl PortThread {
         // A thread that has ended has told so; the command is moot.
         let _ = self.commands.send(command);
         if let Some(wake) = self.wake.upgrade() {
-            let _ = rustix::io::write(&wake, &1u64.to_ne_bytes());
+            wake.signal();
         }
     }
 
@@ -150,7 +149,7 @@ struct Port<'tell> {
     plan: PortPlan,
     tell: &'tell dyn Fn(PortEvent),
     commands: Receiver<PortCommand>,
-    wake: Arc<OwnedFd>,
+    wake: Arc<Event>,
     lanes: PortLanes,
     /// Of a server port.
     listener: Option<ServerSocket>,
@@ -171,7 +170,7 @@ impl<'tell> Port<'tell> {
         plan: PortPlan,
         pollers: Arc<Vec<Poller>>,
         commands: Receiver<PortCommand>,
-        wake: Arc<OwnedFd>,
+        wake: Arc<Event>,
         tell: &'tell dyn Fn(PortEvent),
     ) -> Result<Self> {
         let Offer { queue_pairs, mtu, .. } = plan.offer;
@@ -241,7 +240,7 @@ impl<'tell> Port<'tell> {
                 let _ = poll(&mut [wake], Some(&limit));
             }
         }
-        let _ = rustix::io::read(&self.wake, &mut [0; 8]);
+        self.wake.take();
         ready
     }
 

@@ -25,7 +25,7 @@ use super::port::SocketPlan;
 use crate::error::{Error, Result};
 
 /// Longest path that fits into a socket address, without its terminating zero.
-const MAX_PATH: usize = 107;
+pub(crate) const MAX_PATH: usize = 107;
 
 /// Connections that may wait; one is served at a time.
 const BACKLOG: i32 = 4;

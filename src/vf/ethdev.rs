@@ -11,18 +11,16 @@ pub use super::mbuf::{RxMbuf, TxMbuf};
 use super::mempool::{Pool, no_memory};
 use super::queue::Wake;
 pub use super::queue::{EthdevRx, EthdevTx};
-use super::{MAX_MTU, Mac, Queues, VfCaps, VfConfig, VfLink, VfSpec, eal, pci, quirks};
+use super::{Mac, Queues, VfCaps, VfConfig, VfLink, VfSpec, eal, pci, quirks};
 use crate::error::{Error, Result};
+use crate::ethernet::{HEADER, MAX_MTU, MAX_TSO_FRAME, MIN_MTU, TAGGED_HEADER};
 use crate::ring::BURST;
 
 /// Descriptors of each queue, where the driver has no other limits.
 const DESCRIPTORS: u16 = 512;
 
-/// Ethernet header and two VLAN tags; no FCS.
-pub(super) const L2_HEADER: u32 = 14 + 2 * 4;
-
-/// Longest frame a guest may have segmented: 64 KiB of IP behind an Ethernet header.
-const TSO_FRAME: u32 = 65535 + 14;
+/// As DPDK counts.
+const TSO_FRAME: u32 = MAX_TSO_FRAME as u32;
 
 /// Receive mbufs beyond the descriptors: those a lane holds, and those a driver refills ahead.
 const RX_SPARE: u32 = 256;
@@ -48,8 +46,6 @@ pub struct EthdevVf {
 #[derive(Debug)]
 struct Configured {
     queues: u16,
-    /// What the pools were made for.
-    mtu: u16,
     /// Held until the device is closed: until then it has mbufs of theirs.
     _pools: Vec<Arc<Pool>>,
     wakes: Vec<Arc<Wake>>,
@@ -138,9 +134,9 @@ impl EthdevVf {
         if self.configured.is_some() {
             return Err(Error::Invalid(format!("{} is configured already", self.spec)));
         }
-        if config.queues == 0 || config.mtu < 68 || config.mtu > self.caps.max_mtu {
+        if config.queues == 0 || config.mtu < MIN_MTU || config.mtu > self.caps.max_mtu {
             return Err(Error::Invalid(format!(
-                "{} queue pairs with MTU {}: {} takes at least one pair and an MTU of 68 to {}",
+                "{} queue pairs with MTU {}: {} takes at least one pair and an MTU of {MIN_MTU} to {}",
                 config.queues, config.mtu, self.spec, self.caps.max_mtu
             )));
         }
@@ -205,21 +201,21 @@ impl EthdevVf {
             };
             if rc < 0 {
                 // What the driver took stays with it until it is closed.
-                self.keep(queues, config.mtu, pools);
+                self.keep(queues, pools);
                 return Err(self.check("rte_eth_rx_queue_setup", rc, QUEUE_SETUP).unwrap_err());
             }
             rx.push(EthdevRx { port: self.port, queue, pool, wake: Wake::none(), _lease: self.leases.lease() });
         }
         pools.push(send_pool);
-        self.keep(queues, config.mtu, pools);
+        self.keep(queues, pools);
         if let Some(configured) = &mut self.configured {
             configured.wakes = rx.iter().map(|rx| Arc::clone(&rx.wake)).collect();
         }
         Ok(Queues::Ethdev(tx, rx))
     }
 
-    fn keep(&mut self, queues: u16, mtu: u16, pools: Vec<Arc<Pool>>) {
-        self.configured = Some(Configured { queues, mtu, _pools: pools, wakes: Vec::new() });
+    fn keep(&mut self, queues: u16, pools: Vec<Arc<Pool>>) {
+        self.configured = Some(Configured { queues, _pools: pools, wakes: Vec::new() });
     }
 
     /// `rte_eth_dev_configure`, with receive interrupts where the driver takes them.
@@ -361,17 +357,6 @@ impl EthdevVf {
                 }
             }
         }
-    }
-
-    pub(super) fn set_mtu(&mut self, mtu: u16) -> Result<()> {
-        let most = self.configured.as_ref().map_or(0, |c| c.mtu);
-        if mtu < 68 || mtu > most {
-            return Err(Error::Invalid(format!(
-                "MTU {mtu}: {} was configured for 68 to {most}; detach it to go beyond",
-                self.spec
-            )));
-        }
-        self.set_device_mtu(&info_of(self.port, &self.spec)?, mtu)
     }
 
     pub(super) fn set_mac(&self, mac: Mac) -> Result<()> {
@@ -569,7 +554,7 @@ fn claimed_max_mtu(info: &rte_eth_dev_info) -> u16 {
     let most = u32::from(info.max_mtu);
     let overhead = match info.max_rx_pktlen.checked_sub(most) {
         Some(overhead) if info.max_mtu != u16::MAX => overhead,
-        _ => 14 + 4,
+        _ => HEADER as u32 + 4,
     };
     let most = most.min(info.max_rx_pktlen.saturating_sub(overhead));
     most.min(MAX_MTU.into()) as u16
@@ -578,7 +563,7 @@ fn claimed_max_mtu(info: &rte_eth_dev_info) -> u16 {
 /// Bytes of an mbuf behind its headroom, such that a received frame is one segment: igb and ixgbe round the size down
 /// to a KiB, the others to less.
 fn data_room(mtu: u16) -> u16 {
-    let frame = u32::from(mtu) + L2_HEADER;
+    let frame = u32::from(mtu) + TAGGED_HEADER as u32;
     frame.max(2048).next_multiple_of(1024) as u16
 }
 
@@ -598,9 +583,9 @@ mod tests {
 
     #[test]
     fn a_received_frame_fits_one_mbuf_also_where_the_driver_rounds_down() {
-        for mtu in 68..=MAX_MTU {
+        for mtu in MIN_MTU..=MAX_MTU {
             let room = u32::from(data_room(mtu));
-            assert!(room / 1024 * 1024 >= u32::from(mtu) + L2_HEADER);
+            assert!(room / 1024 * 1024 >= u32::from(mtu) + TAGGED_HEADER as u32);
         }
         assert_eq!(data_room(1500), 2048);
         assert_eq!(data_room(9000), 9216);

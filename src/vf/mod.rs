@@ -34,15 +34,12 @@ use crate::ring::{BURST, Gather};
 // `TxQueue::send` has a bit for each frame.
 const _: () = assert!(BURST <= u32::BITS as usize);
 
-/// Largest MTU a port can have: jumbo frames, and what 9216-byte switches carry.
-pub const MAX_MTU: u16 = 9216;
-
 /// What a VF is asked to be; fixed from configure to removal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VfConfig {
     /// Queue pairs wanted; the VF gets as many of them as it has.
     pub queues: u16,
-    /// Largest layer-3 packet, in bytes, 68 to 9216.
+    /// Largest layer-3 packet, in bytes, [`crate::ethernet::MIN_MTU`] to [`crate::ethernet::MAX_MTU`].
     pub mtu: u16,
     /// MAC to set; `None` keeps the VF's own.
     pub mac: Option<Mac>,
@@ -117,14 +114,13 @@ pub trait TxQueue: Send + 'static {
     /// Its frames.
     type Packet: TxPacket;
     /// Copies the rest of `source` into a new frame; `None` when the pool is dry, or when the frame is longer than
-    /// the VF takes: a frame of the configured MTU with two VLAN tags, or 65549 bytes with `tso`.
+    /// the VF takes: a frame of the configured MTU with two VLAN tags, or with `tso`
+    /// [`crate::ethernet::MAX_TSO_FRAME`].
     fn copy(&mut self, source: &mut impl Gather) -> Option<Self::Packet>;
     /// Offers the frames, in order; those that were taken leave `burst` (a prefix). Returns their
     /// number. A frame that the driver's tx_prepare refuses is dropped, counts as taken, and sets the bit of
     /// its place in `refused`.
     fn send(&mut self, burst: &mut ArrayVec<Self::Packet, BURST>, refused: &mut u32) -> usize;
-    /// Lets the driver free what it has sent, where it only does so when asked. Cheap.
-    fn reclaim(&mut self) {}
 }
 
 /// A received frame.
@@ -228,15 +224,6 @@ impl Vf {
             Self::Soft(vf) => vf.stop(),
             #[cfg(feature = "dpdk")]
             Self::Ethdev(vf) => vf.stop(),
-        }
-    }
-
-    /// Changes the MTU of a configured VF, if it can; the pools stay, so only up to the configured size.
-    pub fn set_mtu(&mut self, mtu: u16) -> Result<()> {
-        match self {
-            Self::Soft(vf) => vf.set_mtu(mtu),
-            #[cfg(feature = "dpdk")]
-            Self::Ethdev(vf) => vf.set_mtu(mtu),
         }
     }
 

@@ -2,9 +2,9 @@
 
 use std::ffi::CString;
 
-use super::ethdev::L2_HEADER;
-use super::{MAX_MTU, VfSpec};
+use super::VfSpec;
 use crate::error::{Error, Result};
+use crate::ethernet::{MAX_MTU, TAGGED_HEADER};
 
 const AF_PACKET: &str = "net_af_packet";
 
@@ -13,7 +13,7 @@ const AF_PACKET: &str = "net_af_packet";
 pub(super) fn max_mtu(spec: &VfSpec) -> Option<u16> {
     /// Up to the Ethernet header: TPACKET2_HDRLEN + 16, aligned to 16, less the header (packet(7)).
     const KERNEL_HEADERS: u32 = 66;
-    let most = af_packet_frame(spec)?.saturating_sub(KERNEL_HEADERS + L2_HEADER);
+    let most = af_packet_frame(spec)?.saturating_sub(KERNEL_HEADERS + TAGGED_HEADER as u32);
     Some(most.min(MAX_MTU.into()) as u16)
 }
 

@@ -1,17 +1,18 @@
 //! VFs in plain Rust: `soft:null` and `soft:loop`, for tests, benches and builds without DPDK.
 
 use std::mem;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst, fence};
 
 use arrayvec::ArrayVec;
 use crossbeam::queue::ArrayQueue;
-use rustix::event::{EventfdFlags, eventfd};
 
 use super::lease::{Lease, Leases};
-use super::{MAX_MTU, Mac, Queues, RxPacket, RxQueue, TxOffload, TxPacket, TxQueue, VfCaps, VfConfig, VfLink, VfSpec};
+use super::{Mac, Queues, RxPacket, RxQueue, TxOffload, TxPacket, TxQueue, VfCaps, VfConfig, VfLink, VfSpec};
 use crate::error::{Error, Result};
+use crate::ethernet::{MAX_MTU, MAX_TSO_FRAME, MIN_MTU, TAGGED_HEADER};
+use crate::event::Event;
 use crate::ring::{BURST, Gather};
 
 /// Queue pairs of a soft VF.
@@ -19,12 +20,6 @@ const QUEUES: u16 = 32;
 
 /// Frames a looping queue holds, as many as an ethdev's ring has descriptors.
 const DEPTH: usize = 512;
-
-/// Ethernet header and two VLAN tags.
-const L2_HEADER: usize = 14 + 2 * 4;
-
-/// Longest frame to be segmented.
-const TSO_FRAME: usize = 65_535 + 14;
 
 /// Where the frames go that a soft VF takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +39,6 @@ pub struct SoftVf {
     far: Far,
     caps: VfCaps,
     mac: Mac,
-    mtu: u16,
     started: bool,
     wires: Vec<Arc<Wire>>,
     leases: Leases,
@@ -62,7 +56,7 @@ struct Wire {
     /// Frames sent and not yet received; not of `soft:null`.
     frames: Option<ArrayQueue<SoftPacket>>,
     /// The interrupt of the receive queue, and whether it wants one; of `soft:loop`.
-    interrupt: Option<OwnedFd>,
+    interrupt: Option<Event>,
     armed: AtomicBool,
     /// Written by the transmit queue only.
     packets: AtomicU64,
@@ -79,10 +73,7 @@ impl Wire {
             free.push(buffer).expect("made for as many");
         }
         let interrupt = match far {
-            Far::Loop => Some(
-                eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)
-                    .map_err(|errno| Error::io("creating the interrupt of a soft VF")(errno.into()))?,
-            ),
+            Far::Loop => Some(Event::new("a soft VF")?),
             _ => None,
         };
         Ok(Arc::new(Self {
@@ -104,7 +95,7 @@ impl Wire {
             && self.armed.load(Relaxed)
             && self.armed.swap(false, Relaxed)
         {
-            let _ = rustix::io::write(interrupt, &1u64.to_ne_bytes());
+            interrupt.signal();
         }
     }
 }
@@ -121,7 +112,6 @@ impl SoftVf {
             caps: VfCaps { driver: spec.to_string(), max_queues: QUEUES, max_mtu: MAX_MTU, ..VfCaps::default() },
             // Locally administered; nothing filters by it.
             mac: Mac([0x02, 0, 0, 0, 0, 1]),
-            mtu: 0,
             started: false,
             wires: Vec::new(),
             leases: Leases::default(),
@@ -138,15 +128,14 @@ impl SoftVf {
         if !self.wires.is_empty() {
             return Err(Error::Invalid("the soft VF is configured already".into()));
         }
-        if config.queues == 0 || !(68..=MAX_MTU).contains(&config.mtu) {
+        if config.queues == 0 || !(MIN_MTU..=MAX_MTU).contains(&config.mtu) {
             return Err(Error::Invalid(format!(
-                "{} queue pairs with MTU {}: a soft VF takes 1 to {QUEUES} pairs and an MTU of 68 to {MAX_MTU}",
+                "{} queue pairs with MTU {}: a soft VF takes 1 to {QUEUES} pairs and an MTU of {MIN_MTU} to {MAX_MTU}",
                 config.queues, config.mtu
             )));
         }
-        self.mtu = config.mtu;
         self.mac = config.mac.unwrap_or(self.mac);
-        let longest = if self.caps.tso { TSO_FRAME } else { usize::from(config.mtu) + L2_HEADER };
+        let longest = if self.caps.tso { MAX_TSO_FRAME } else { usize::from(config.mtu) + TAGGED_HEADER };
         self.wires = (0..config.queues.min(QUEUES)).map(|_| Wire::new(self.far, longest)).collect::<Result<_>>()?;
         let tx = self.wires.iter().map(|wire| SoftTx(Arc::clone(wire), self.leases.lease()));
         let rx = self.wires.iter().map(|wire| SoftRx(Arc::clone(wire), self.leases.lease()));
@@ -167,16 +156,6 @@ impl SoftVf {
         self.started = false;
         for frames in self.wires.iter().filter_map(|wire| wire.frames.as_ref()) {
             while frames.pop().is_some() {}
-        }
-        Ok(())
-    }
-
-    pub(super) fn set_mtu(&mut self, mtu: u16) -> Result<()> {
-        if mtu < 68 || mtu > self.mtu {
-            return Err(Error::Invalid(format!(
-                "MTU {mtu}: the soft VF was configured for 68 to {}; detach it to go beyond",
-                self.mtu
-            )));
         }
         Ok(())
     }
@@ -368,7 +347,7 @@ impl RxQueue for SoftRx {
     fn disarm(&mut self) {
         self.0.armed.store(false, Relaxed);
         if let Some(interrupt) = &self.0.interrupt {
-            let _ = rustix::io::read(interrupt, &mut [0; 8]);
+            interrupt.take();
         }
     }
 }
