@@ -6,6 +6,7 @@ use std::sync::Arc;
 use arrayvec::ArrayVec;
 use dpdk_sys::{rte_eth_conf, rte_eth_dev_info};
 
+use super::device_info::DeviceInfo;
 use super::lease::Leases;
 pub use super::mbuf::{RxMbuf, TxMbuf};
 use super::mempool::{Pool, no_memory};
@@ -13,7 +14,7 @@ use super::queue::Wake;
 pub use super::queue::{EthdevRx, EthdevTx};
 use super::{Mac, Queues, VfCaps, VfConfig, VfLink, VfSpec, eal, pci, quirks};
 use crate::error::{Error, Result};
-use crate::ethernet::{HEADER, MAX_MTU, MAX_TSO_FRAME, MIN_MTU, TAGGED_HEADER};
+use crate::ethernet::{MAX_TSO_FRAME, MIN_MTU, TAGGED_HEADER};
 use crate::ring::BURST;
 
 /// Descriptors of each queue, where the driver has no other limits.
@@ -105,10 +106,10 @@ impl EthdevVf {
             hint: "the driver made no Ethernet device; use a network device",
         });
         let made = vf.and_then(|port| {
-            let info = info_of(port, spec)?;
+            let info = DeviceInfo::of(port, spec)?;
             Ok(Self {
-                caps: caps_of(spec, &info),
-                interface: info.if_index,
+                caps: info.caps(spec),
+                interface: info.0.if_index,
                 spec: spec.clone(),
                 bus,
                 name: name.clone(),
@@ -140,7 +141,7 @@ impl EthdevVf {
                 config.queues, config.mtu, self.spec, self.caps.max_mtu
             )));
         }
-        let info = info_of(self.port, &self.spec)?;
+        let info = DeviceInfo::of(self.port, &self.spec)?;
         let queues = config.queues.min(self.caps.max_queues);
         self.configure_device(&info, queues, config.mtu)?;
         self.set_device_mtu(&info, config.mtu)?;
@@ -158,7 +159,7 @@ impl EthdevVf {
         let node = unsafe { dpdk_sys::rte_eth_dev_socket_id(self.port) };
         let room = data_room(config.mtu).max(quirks::least_data_room(&self.spec));
         let (tx_room, tx_max) = self.tx_sizes(&info, room);
-        let per_queue = u32::from(tx_descriptors) + if self.caps_tso(&info) { 1536 } else { 512 };
+        let per_queue = u32::from(tx_descriptors) + if info.segments() { 1536 } else { 512 };
         let send_pool = Arc::new(Pool::send(u32::from(queues) * per_queue - 1, tx_room, node)?);
         let (mut tx, mut rx) = (Vec::new(), Vec::new());
         let mut pools = Vec::new();
@@ -219,13 +220,13 @@ impl EthdevVf {
     }
 
     /// `rte_eth_dev_configure`, with receive interrupts where the driver takes them.
-    fn configure_device(&self, info: &rte_eth_dev_info, queues: u16, mtu: u16) -> Result<()> {
+    fn configure_device(&self, info: &DeviceInfo, queues: u16, mtu: u16) -> Result<()> {
         let mut conf = rte_eth_conf::default();
-        conf.rxmode.mtu = u32::from(mtu.min(claimed_max_mtu(info)));
-        conf.rxmode.offloads = rx_offloads(info);
-        conf.txmode.offloads = tx_offloads(info);
+        conf.rxmode.mtu = u32::from(mtu.min(info.max_mtu()));
+        conf.rxmode.offloads = info.rx_offloads();
+        conf.txmode.offloads = info.tx_offloads();
         let hashed =
-            info.flow_type_rss_offloads & (dpdk_sys::SHIM_RSS_IP | dpdk_sys::SHIM_RSS_TCP | dpdk_sys::SHIM_RSS_UDP);
+            info.0.flow_type_rss_offloads & (dpdk_sys::SHIM_RSS_IP | dpdk_sys::SHIM_RSS_TCP | dpdk_sys::SHIM_RSS_UDP);
         if queues > 1 && hashed != 0 {
             conf.rxmode.mq_mode = dpdk_sys::SHIM_MQ_RX_RSS;
             conf.rx_adv_conf.rss_conf.rss_hf = hashed;
@@ -245,8 +246,8 @@ impl EthdevVf {
     }
 
     /// Sets the device's own MTU. Drivers that know no MTU (net_ring) take any frame.
-    fn set_device_mtu(&self, info: &rte_eth_dev_info, mtu: u16) -> Result<()> {
-        if mtu > claimed_max_mtu(info) {
+    fn set_device_mtu(&self, info: &DeviceInfo, mtu: u16) -> Result<()> {
+        if mtu > info.max_mtu() {
             return quirks::set_mtu_beyond_claim(&self.spec, mtu);
         }
         // SAFETY: takes numbers.
@@ -277,20 +278,16 @@ impl EthdevVf {
         if self.is_vdev() { 0 } else { 17 }
     }
 
-    fn caps_tso(&self, info: &rte_eth_dev_info) -> bool {
-        tx_offloads(info) & dpdk_sys::SHIM_TX_OFFLOAD_TCP_TSO != 0
-    }
-
     /// Bytes per mbuf and per frame to send: with segmentation, 64 KiB in no more mbufs than the device takes.
-    fn tx_sizes(&self, info: &rte_eth_dev_info, room: u16) -> (u16, u32) {
+    fn tx_sizes(&self, info: &DeviceInfo, room: u16) -> (u16, u32) {
         if !self.caps.multi_segment {
             return (room, room.into());
         }
-        let most = match info.tx_desc_lim.nb_seg_max {
+        let most = match info.0.tx_desc_lim.nb_seg_max {
             0 => u32::from(u16::MAX),
             most => u32::from(most),
         };
-        let wanted = if self.caps_tso(info) { TSO_FRAME.div_ceil(most) } else { 0 };
+        let wanted = if info.segments() { TSO_FRAME.div_ceil(most) } else { 0 };
         // A data room is 16 bits, headroom included.
         let room = wanted.max(room.into()).next_multiple_of(64).min(65024);
         (room as u16, TSO_FRAME.min(room.saturating_mul(most)))
@@ -374,10 +371,10 @@ impl EthdevVf {
     }
 
     pub(super) fn point_reta(&mut self, queues: &[u16]) -> bool {
-        let Ok(info) = info_of(self.port, &self.spec) else {
+        let Ok(info) = DeviceInfo::of(self.port, &self.spec) else {
             return false;
         };
-        let size = usize::from(info.reta_size);
+        let size = usize::from(info.0.reta_size);
         let spreads = self.configured.as_ref().is_some_and(|configured| configured.queues > 1);
         if size == 0 || queues.is_empty() || !spreads {
             return false;
@@ -389,7 +386,7 @@ impl EthdevVf {
             table[entry / group].reta[entry % group] = *queue;
         }
         // SAFETY: the table covers `reta_size` entries.
-        unsafe { dpdk_sys::rte_eth_dev_rss_reta_update(self.port, table.as_mut_ptr(), info.reta_size) == 0 }
+        unsafe { dpdk_sys::rte_eth_dev_rss_reta_update(self.port, table.as_mut_ptr(), info.0.reta_size) == 0 }
     }
 
     pub(super) fn link(&self) -> VfLink {
@@ -480,9 +477,9 @@ fn interface_exists(index: u32) -> bool {
 /// Some drivers (net_tap) do not say that it was memory.
 const QUEUE_SETUP: &str =
     "see the lines on stderr; give DPDK more memory (hugepages, --memory), or ask for fewer queues or a smaller MTU";
-const DEFECT: &str = "restart the daemon, and report this";
+pub(super) const DEFECT: &str = "restart the daemon, and report this";
 
-fn check(call: &'static str, subject: impl FnOnce() -> String, rc: c_int, hint: &'static str) -> Result<()> {
+pub(super) fn check(call: &'static str, subject: impl FnOnce() -> String, rc: c_int, hint: &'static str) -> Result<()> {
     if rc >= 0 {
         return Ok(());
     }
@@ -506,60 +503,6 @@ fn port_of(name: &CStr) -> Option<u16> {
     })
 }
 
-fn info_of(port: u16, spec: &VfSpec) -> Result<rte_eth_dev_info> {
-    let mut info = rte_eth_dev_info::default();
-    // SAFETY: the struct is ours.
-    let rc = unsafe { dpdk_sys::rte_eth_dev_info_get(port, &mut info) };
-    check("rte_eth_dev_info_get", || spec.to_string(), rc, DEFECT)?;
-    Ok(info)
-}
-
-fn tx_offloads(info: &rte_eth_dev_info) -> u64 {
-    let has = |wanted: u64| info.tx_offload_capa & wanted == wanted;
-    let checksums = dpdk_sys::SHIM_TX_OFFLOAD_TCP_CKSUM | dpdk_sys::SHIM_TX_OFFLOAD_UDP_CKSUM;
-    // DPDK's TSO sets the IPv4 checksum of each segment, and its frames come in several mbufs.
-    let segmentation = dpdk_sys::SHIM_TX_OFFLOAD_TCP_TSO
-        | dpdk_sys::SHIM_TX_OFFLOAD_IPV4_CKSUM
-        | dpdk_sys::SHIM_TX_OFFLOAD_MULTI_SEGS
-        | checksums;
-    [dpdk_sys::SHIM_TX_OFFLOAD_MULTI_SEGS, checksums, segmentation]
-        .into_iter()
-        .filter(|&wanted| has(wanted))
-        .fold(0, |all, wanted| all | wanted)
-}
-
-fn rx_offloads(info: &rte_eth_dev_info) -> u64 {
-    let checksums = dpdk_sys::SHIM_RX_OFFLOAD_TCP_CKSUM | dpdk_sys::SHIM_RX_OFFLOAD_UDP_CKSUM;
-    if info.rx_offload_capa & checksums == checksums { checksums } else { 0 }
-}
-
-fn caps_of(spec: &VfSpec, info: &rte_eth_dev_info) -> VfCaps {
-    // SAFETY: DPDK sets the driver's name; it lives as long as the driver.
-    let driver = unsafe { text(info.driver_name) };
-    let (rx, tx) = (rx_offloads(info), tx_offloads(info));
-    VfCaps {
-        max_queues: info.max_rx_queues.min(info.max_tx_queues).min(quirks::max_queues(&driver)),
-        max_mtu: quirks::max_mtu(spec).unwrap_or_else(|| claimed_max_mtu(info)),
-        tx_checksum: tx & dpdk_sys::SHIM_TX_OFFLOAD_TCP_CKSUM != 0,
-        tso: tx & dpdk_sys::SHIM_TX_OFFLOAD_TCP_TSO != 0 && quirks::segments_soundly(&driver),
-        rx_checksum: rx != 0,
-        multi_segment: tx & dpdk_sys::SHIM_TX_OFFLOAD_MULTI_SEGS != 0,
-        rx_interrupt: false,
-        driver,
-    }
-}
-
-/// What `rte_eth_dev_configure` accepts: the MTU limit, and the frame limit less the driver's overhead.
-fn claimed_max_mtu(info: &rte_eth_dev_info) -> u16 {
-    let most = u32::from(info.max_mtu);
-    let overhead = match info.max_rx_pktlen.checked_sub(most) {
-        Some(overhead) if info.max_mtu != u16::MAX => overhead,
-        _ => HEADER as u32 + 4,
-    };
-    let most = most.min(info.max_rx_pktlen.saturating_sub(overhead));
-    most.min(MAX_MTU.into()) as u16
-}
-
 /// Bytes of an mbuf behind its headroom, such that a received frame is one segment: igb and ixgbe round the size down
 /// to a KiB, the others to less.
 fn data_room(mtu: u16) -> u16 {
@@ -569,7 +512,7 @@ fn data_room(mtu: u16) -> u16 {
 
 /// # Safety
 /// A NUL-terminated string, or null.
-unsafe fn text(raw: *const std::ffi::c_char) -> String {
+pub(super) unsafe fn text(raw: *const std::ffi::c_char) -> String {
     if raw.is_null() {
         return String::new();
     }
@@ -580,6 +523,7 @@ unsafe fn text(raw: *const std::ffi::c_char) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ethernet::MAX_MTU;
 
     #[test]
     fn a_received_frame_fits_one_mbuf_also_where_the_driver_rounds_down() {
@@ -589,17 +533,5 @@ mod tests {
         }
         assert_eq!(data_room(1500), 2048);
         assert_eq!(data_room(9000), 9216);
-    }
-
-    #[test]
-    fn the_mtu_is_limited_by_the_longest_frame() {
-        let mut info = rte_eth_dev_info { max_mtu: u16::MAX, max_rx_pktlen: 1522, ..Default::default() };
-        assert_eq!(claimed_max_mtu(&info), 1504);
-        info.max_rx_pktlen = u32::MAX;
-        assert_eq!(claimed_max_mtu(&info), MAX_MTU);
-        (info.max_mtu, info.max_rx_pktlen) = (9706, 9728);
-        assert_eq!(claimed_max_mtu(&info), MAX_MTU);
-        (info.max_mtu, info.max_rx_pktlen) = (2000, 2022);
-        assert_eq!(claimed_max_mtu(&info), 2000);
     }
 }

@@ -5,6 +5,8 @@
 //! [`TxQueue`] and [`RxQueue`], chosen once when the lane is built.
 
 #[cfg(feature = "dpdk")]
+mod device_info;
+#[cfg(feature = "dpdk")]
 pub mod eal;
 #[cfg(feature = "dpdk")]
 pub mod ethdev;
