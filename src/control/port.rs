@@ -139,7 +139,8 @@ impl<V> Port<V> {
             }
             (false, Thread::Open, Vf::None) => self.probe(crew, policy, now)?,
             (false, Thread::Open, Vf::Absent(again)) if *again <= now => self.probe(crew, policy, now)?,
-            (false, Thread::Open, Vf::Held(_)) => {
+            // A change on its way decides how it is configured.
+            (false, Thread::Open, Vf::Held(_)) if self.changing.is_none() => {
                 let Vf::Held(vf) = std::mem::replace(&mut self.vf, Vf::Starting) else { unreachable!("just matched") };
                 self.anew = !self.in_force.deferred_differences(&self.spec).is_empty();
                 // Not what is pending: the guest of the moment would be served with what it was not offered.

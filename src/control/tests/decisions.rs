@@ -129,6 +129,21 @@ fn a_change_that_needs_the_vf_set_up_anew_is_answered_when_it_is() {
 }
 
 #[test]
+fn a_vf_that_is_back_before_its_change_is_done_waits_for_it() {
+    let mut desk = Desk::new();
+    desk.attach("a", TAP, "a").unwrap();
+    let token = desk.ask("port.attach", with(request("a", TAP, "a"), json!({"mtu": 9000})));
+    desk.vf_breaks("a");
+    desk.done("remove a");
+    desk.done("probe a");
+    assert_eq!(desk.asked(), ["change a"]);
+    desk.done("change a");
+    assert_eq!(desk.config_asked().mtu, 9000);
+    desk.settle();
+    assert_eq!(desk.answer(token).unwrap().unwrap()["port"]["state"], "ready");
+}
+
+#[test]
 fn what_was_pending_is_set_up_as_soon_as_the_guest_leaves() {
     let mut desk = Desk::new();
     desk.attach("a", TAP, "a").unwrap();
