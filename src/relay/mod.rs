@@ -7,6 +7,7 @@ mod counters;
 mod doorbell;
 mod guest_to_vf;
 mod headers;
+mod interrupt;
 pub mod lane;
 mod mailbox;
 mod offload;
@@ -14,6 +15,7 @@ mod poller;
 mod segment;
 #[cfg(test)]
 pub(crate) mod tests;
+mod turnover;
 mod vf_to_guest;
 mod watchdog;
 

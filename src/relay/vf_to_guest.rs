@@ -11,6 +11,7 @@ use super::counters::{Cause, LaneCounters};
 use super::doorbell::{Blocked, Doorbell};
 use super::headers;
 use super::lane::{Lane, LaneId, RingPlan, TURN_BUDGET, Trigger, Turn};
+use super::turnover::Turnover;
 use crate::error::Result;
 use crate::ring::{BURST, NetHeader, PushError, RingFault, RxRing};
 use crate::vf::{RxPacket, RxQueue};
@@ -31,6 +32,7 @@ pub struct VfToGuest<Q: RxQueue> {
     /// Why a ring was taken off.
     faults: Vec<Option<(RingFault, RxRing)>>,
     pub(super) steering: Steering,
+    turnover: Turnover,
     pub(super) tally: Tally,
     /// Rings with frames that are not published yet, as bits.
     touched: u32,
@@ -156,6 +158,7 @@ impl<Q: RxQueue> VfToGuest<Q> {
             seats: (0..pairs).map(|_| None).collect(),
             faults: (0..pairs).map(|_| None).collect(),
             steering: Steering::default(),
+            turnover: Turnover::default(),
             tally: Tally { packets: 0, bytes: 0, counters },
             touched: 0,
             waiting: 0,
@@ -265,11 +268,17 @@ impl<Q: RxQueue> Lane for VfToGuest<Q> {
     fn turn(&mut self, turn: &Turn<'_>) -> usize {
         let mut moved = 0;
         loop {
-            let before = moved;
+            let (before, mut next) = (moved, false);
             for queue in 0..self.sources.len() {
-                moved += self.relay(queue, turn);
+                if !self.turnover.permits(queue) {
+                    continue;
+                }
+                let n = self.relay(queue, turn);
+                let empty = n == 0 && self.sources[queue].held.is_empty();
+                next |= self.turnover.was_read(queue, n, empty);
+                moved += n;
             }
-            if moved == before || moved >= TURN_BUDGET {
+            if (moved == before && !next) || moved >= TURN_BUDGET {
                 return moved;
             }
         }
@@ -347,6 +356,10 @@ impl<Q: RxQueue> Lane for VfToGuest<Q> {
 
     fn direct_queues(&self) -> Vec<u16> {
         (0u16..).zip(&self.steering.direct).filter(|(_, direct)| direct.is_some()).map(|(queue, _)| queue).collect()
+    }
+
+    fn table_moved(&mut self, before: &[u16], now: &[u16]) {
+        self.turnover.table_moved(self.sources.len(), before, now);
     }
 
     fn discard(&mut self) {

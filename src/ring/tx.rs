@@ -8,10 +8,8 @@ use super::chain::{DESCRIPTORS, Stop};
 use super::split::SplitRing;
 use super::{BURST, ChainFault, Gather, NetHeader, RingConfig, RingFault};
 use crate::error::Result;
+use crate::ethernet;
 use crate::guest::{GuestMemory, HostRange};
-
-/// Length of an Ethernet header: no frame is shorter.
-const ETHERNET: usize = 14;
 
 // Positions index `heads` by their low bits.
 const _: () = assert!(BURST.is_power_of_two());
@@ -183,7 +181,7 @@ impl TxRing {
         };
         let read = split.read::<false>(head, budget, take);
         let read = match read {
-            Ok(()) if total < header_len + ETHERNET => Err(Stop::Fault(ChainFault::Short)),
+            Ok(()) if total < header_len + ethernet::HEADER => Err(Stop::Fault(ChainFault::Short)),
             read => read,
         };
         if let Err(stop) = read {

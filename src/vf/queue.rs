@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, Ordering::Relaxed};
 
 use arrayvec::ArrayVec;
 
+use super::lease::Lease;
 use super::mbuf::{Mbuf, RxMbuf, TxMbuf};
 use super::mempool::Pool;
 use super::{RxQueue, TxQueue};
@@ -26,6 +27,7 @@ pub struct EthdevTx {
     pub(super) min: usize,
     /// Longest frame it takes, in however many mbufs.
     pub(super) max: usize,
+    pub(super) _lease: Lease,
 }
 
 // SAFETY: a transmit queue may be used from any thread, by one at a time; the stash is its own.
@@ -165,6 +167,7 @@ pub struct EthdevRx {
     pub(super) queue: u16,
     pub(super) pool: Arc<Pool>,
     pub(super) wake: Arc<Wake>,
+    pub(super) _lease: Lease,
 }
 
 impl RxQueue for EthdevRx {
@@ -191,7 +194,7 @@ impl RxQueue for EthdevRx {
 
     fn interrupt_fd(&self) -> Option<BorrowedFd<'_>> {
         let fd = self.wake.fd.load(Relaxed);
-        // SAFETY: the driver keeps the fd open while the VF runs, and lanes look at it only then.
+        // SAFETY: the driver keeps the fd open until the VF is stopped, and it is not while we have its lease.
         (fd >= 0).then(|| unsafe { BorrowedFd::borrow_raw(fd) })
     }
 
