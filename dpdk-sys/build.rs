@@ -21,7 +21,7 @@ fn main() {
     let bindings = bindgen::Builder::default()
         .header("shim.h")
         .clang_args(&flags)
-        .allowlist_function("rte_eal_(init|cleanup|get_runtime_dir|hotplug_add|hotplug_remove)")
+        .allowlist_function("rte_eal_(init|cleanup|get_runtime_dir|has_hugepages|hotplug_add|hotplug_remove)")
         .allowlist_function("rte_(version|thread_register|thread_unregister|dev_name)")
         .allowlist_function("rte_malloc_get_socket_stats")
         .allowlist_function("rte_eth_.*")

@@ -4,10 +4,9 @@
 //! the file has a flag and the other way round. An unknown key or an impossible value is refused, with
 //! the place it came from.
 
-use std::fmt;
-use std::ops::Range;
-use std::path::{Path, PathBuf};
-use std::str::FromStr;
+mod source;
+
+use std::path::PathBuf;
 
 use clap::Parser;
 use rustix::thread::CpuSet;
@@ -15,6 +14,7 @@ use serde::Deserialize;
 use toml::Spanned;
 use tracing_subscriber::EnvFilter;
 
+use self::source::{Origin, Source, Sourced, list};
 use crate::control::api::{FileMode, NameOrNumber};
 use crate::control::{ControlSocket, PciRule, Policy, SocketDefaults, SocketDir, StandIn, VdevRule, group_id, user_id};
 use crate::error::{Error, Result};
@@ -163,56 +163,7 @@ pub struct Config {
     pub policy: Policy,
 }
 
-/// Where a value came from.
-#[derive(Clone, Debug)]
-enum Origin {
-    Flag(&'static str),
-    File { path: PathBuf, line: usize, column: usize },
-    Default,
-}
-
-impl fmt::Display for Origin {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Flag(name) => write!(f, "--{name}"),
-            Self::File { path, line, column } => write!(f, "{}:{line}:{column}", path.display()),
-            Self::Default => f.write_str("default"),
-        }
-    }
-}
-
-/// A value with its origin.
-struct Sourced<T>(T, Origin);
-
-impl<T> Sourced<T> {
-    /// Checks the value; an error names the origin.
-    fn check<U>(self, check: impl FnOnce(T) -> Result<U>) -> Result<U> {
-        check(self.0).map_err(|error| Error::Invalid(format!("{}: {error}", self.1)))
-    }
-}
-
-/// The text of the file, to tell places in it.
-struct Source<'a> {
-    path: &'a Path,
-    text: &'a str,
-}
-
 impl Source<'_> {
-    fn origin(&self, span: Range<usize>) -> Origin {
-        let before = &self.text[..span.start.min(self.text.len())];
-        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
-        Origin::File {
-            path: self.path.to_owned(),
-            line: before.matches('\n').count() + 1,
-            column: before[line_start..].chars().count() + 1,
-        }
-    }
-
-    fn value<T>(&self, spanned: Spanned<T>) -> Sourced<T> {
-        let origin = self.origin(spanned.span());
-        Sourced(spanned.into_inner(), origin)
-    }
-
     fn parse(&self) -> Result<File> {
         toml::from_str(self.text).map_err(|error| {
             let origin = self.origin(error.span().unwrap_or(0..0));
@@ -341,21 +292,6 @@ impl Config {
     }
 }
 
-/// A list: the flags, or else what the file says.
-fn list<T: FromStr<Err = Error>>(
-    flag: &'static str,
-    flags: Vec<String>,
-    in_file: Vec<Spanned<String>>,
-    source: &Source<'_>,
-) -> Result<Vec<T>> {
-    let values: Vec<_> = if flags.is_empty() {
-        in_file.into_iter().map(|value| source.value(value)).collect()
-    } else {
-        flags.into_iter().map(|value| Sourced(value, Origin::Flag(flag))).collect()
-    };
-    values.into_iter().map(|value| value.check(|text| text.parse())).collect()
-}
-
 /// A user or group that exists now; kept by name.
 fn known(resolve: fn(&str) -> Result<u32>) -> impl FnOnce(NameOrNumber) -> Result<NameOrNumber> {
     move |name| resolve(&name.to_string()).map(|_| name)
@@ -421,6 +357,8 @@ fn affinity() -> Result<Vec<usize>> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     fn config(flags: &[&str], text: &str) -> Result<Config, String> {

@@ -60,6 +60,8 @@
 pub mod config;
 pub mod control;
 pub mod error;
+pub mod ethernet;
+pub mod event;
 #[allow(unsafe_code)]
 pub mod guest;
 pub mod relay;

@@ -53,6 +53,9 @@ fn run(config: Config) -> Result<()> {
     }
     guest::install_sigbus_handler();
 
+    // What fails most often, before anything that takes time or a core. Who connects now waits for the server.
+    let socket = config.control_socket.listen()?;
+
     #[cfg(feature = "dpdk")]
     let eal = Arc::new(virtio_forwarder::vf::eal::Eal::start(&eal_config(&config))?);
     #[cfg(feature = "dpdk")]
@@ -69,7 +72,6 @@ fn run(config: Config) -> Result<()> {
         config.cores.iter().map(|&cpu| Poller::start(cpu, policy, enter.clone())).collect::<Result<Vec<_>>>()?;
     let pollers = Arc::new(pollers);
 
-    let socket = config.control_socket.listen()?;
     let (events, inbox) = control::Inbox::new()?;
     let threads = Threads::start(pollers.clone(), events.clone(), enter)?;
     let info = DaemonInfo {
@@ -108,12 +110,8 @@ fn run(config: Config) -> Result<()> {
         std::thread::sleep(Duration::from_millis(1));
         watchdog.look(&pollers, Instant::now());
     }
-    let result = server.join().expect("the control thread does not panic");
-    // Ports and their lanes are gone; the cores have nothing left.
-    if let Some(mut pollers) = Arc::into_inner(pollers) {
-        pollers.iter_mut().for_each(Poller::stop);
-    }
-    result
+    // Ports and their lanes are gone then: the cores, which end with this function, have nothing left.
+    server.join().expect("the control thread does not panic")
 }
 
 #[cfg(feature = "dpdk")]

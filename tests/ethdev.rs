@@ -38,8 +38,8 @@ impl Device {
 
     /// Stops and removes it; the queues go before, as the contract demands.
     fn remove(mut self) {
-        self.vf.stop().unwrap();
         drop((self.tx, self.rx));
+        self.vf.stop().unwrap();
         self.vf.remove().unwrap();
     }
 
@@ -105,7 +105,11 @@ fn ethdevs() {
     absent_and_held();
     leaves_nothing(&eal, &tap);
     frame_outlives_vf(&eal);
+    // After what counts bytes: net_null loses some.
+    reta();
+    queue_outlives_vf();
     slots_run_out(&eal);
+    memory_runs_out();
 }
 
 /// net_null makes frames of 64 bytes and discards what it is sent.
@@ -126,25 +130,51 @@ fn null() {
     assert!(burst.is_empty());
     let xstats = device.vf.xstats();
     assert!(xstats.contains(&("tx_good_packets".into(), BURST as u64)), "{xstats:?}");
-    assert!(device.vf.set_mtu(9001).is_err());
-    device.vf.set_mtu(1500).unwrap();
     device.vf.set_mac("52:54:00:00:00:01".parse().unwrap()).unwrap();
     assert_eq!(device.vf.link().mac.unwrap().to_string(), "52:54:00:00:00:01");
 
-    // Stopped and started again, it goes on.
-    device.vf.stop().unwrap();
-    device.vf.start().unwrap();
+    // Under its queues it is not stopped: it goes on.
+    match device.vf.stop() {
+        Err(Error::Conflict(text)) => assert!(text.contains("4 of its queues"), "{text}"),
+        other => panic!("{other:?}"),
+    }
     assert_eq!(device.rx[0].receive(&mut ArrayVec::new()), BURST);
     device.remove();
     println!("net_null: {caps:?}");
 }
 
+/// net_null has an RSS table: its entries, in turn, are the queues asked for. net_ring has none.
+#[allow(unsafe_code)]
+fn reta() {
+    let mut device = Device::start("vdev:net_null0", 4, 1500);
+    let table = || {
+        let mut table = [dpdk_sys::rte_eth_rss_reta_entry64 { mask: u64::MAX, ..Default::default() }; 2];
+        // SAFETY: the only device is port 0; room for its 128 entries.
+        assert_eq!(unsafe { dpdk_sys::rte_eth_dev_rss_reta_query(0, table.as_mut_ptr(), 128) }, 0);
+        table.iter().flat_map(|group| group.reta).collect::<Vec<u16>>()
+    };
+    for queues in [&[0, 1, 2, 3][..], &[1, 3], &[2], &[0, 1, 2]] {
+        assert!(device.vf.point_reta(queues));
+        let expected: Vec<u16> = queues.iter().copied().cycle().take(128).collect();
+        assert_eq!(table(), expected);
+    }
+    assert!(!device.vf.point_reta(&[]));
+    device.remove();
+    // With one queue DPDK has no table to point.
+    let mut single = Device::start("vdev:net_null0", 1, 1500);
+    assert!(!single.vf.point_reta(&[0]));
+    single.remove();
+    let mut device = Device::start("vdev:net_ring0", 4, 1500);
+    assert!(!device.vf.point_reta(&[0]));
+    device.remove();
+}
+
 /// net_ring receives on queue i what was sent on queue i: mbufs of the send pool, chains included.
 fn ring() {
     let mut device = Device::start("vdev:net_ring0", 4, 9000);
+    assert_eq!(device.vf.link().mac, None, "it has none");
     assert!(device.vf.caps().multi_segment);
-    assert_eq!(device.vf.link().mac, None, "it has no address");
-    let sizes = [14, 60, 61, 1514, 2048, 2049, 9014, 9216, 9217, 40_000, 65_549];
+    let sizes = [14, 60, 61, 1514, 2048, 2049, 9014, 9216, 9217, 40_000, 65_557];
     for queue in 0..4 {
         for (serial, size) in sizes.into_iter().enumerate() {
             device.send(queue, &frame(size, serial as u32 + 100 * queue as u32));
@@ -158,7 +188,7 @@ fn ring() {
     let mut received = device.receive(expected.len());
     received.sort_by_key(|(queue, _)| *queue);
     assert!(received == expected, "each queue has its own frames, whole and in order");
-    assert!(device.tx[0].copy(&mut &*vec![0; 65_550]).is_none());
+    assert!(device.tx[0].copy(&mut &*vec![0; 65_558]).is_none());
 
     // A full ring takes a prefix; the rest stays, in order.
     let (mut sent, mut left) = (0, 0);
@@ -445,9 +475,46 @@ fn frame_outlives_vf(eal: &Eal) {
     assert_eq!(eal.heap_in_use(), before);
 }
 
+/// Removing a VF under a queue, against the contract, is refused: the device stays, and the queue works on.
+fn queue_outlives_vf() {
+    let Device { vf, mut tx, mut rx } = Device::start("vdev:net_ring0", 1, 1500);
+    assert!(matches!(vf.remove(), Err(Error::Conflict(_))));
+    let mut burst = ArrayVec::from_iter([tx[0].copy(&mut &*frame(100, 9)).unwrap()]);
+    assert_eq!(tx[0].send(&mut burst, &mut 0), 1);
+    let mut received = ArrayVec::<_, BURST>::new();
+    assert_eq!(rx[0].receive(&mut received), 1);
+    assert_eq!(bytes(&received[0]), frame(100, 9));
+    assert!(matches!(Vf::probe(&"vdev:net_ring0".parse().unwrap()), Err(Error::Conflict(_))));
+}
+
+/// Memory that runs out is named as such, whichever step it runs out in.
+fn memory_runs_out() {
+    let mut errors = Vec::new();
+    let mut devices = Vec::new();
+    for n in 1..32 {
+        let mut vf = Vf::probe(&format!("vdev:net_null{n}").parse().unwrap()).unwrap();
+        // In ever smaller steps.
+        let config = VfConfig { queues: if n < 20 { 4 } else { 1 }, mtu: if n < 26 { 9000 } else { 1500 }, mac: None };
+        match vf.configure(&config) {
+            Ok(queues) => devices.push((queues, vf)),
+            Err(error) => {
+                errors.push(error.to_string());
+                assert!(matches!(error, Error::Exhausted(_)), "{error:?}");
+                vf.remove().unwrap();
+            }
+        }
+    }
+    assert!(!errors.is_empty() && errors.iter().all(|text| text.contains("more --memory")), "{errors:?}");
+    for (queues, vf) in devices {
+        drop(queues);
+        vf.remove().unwrap();
+    }
+}
+
 fn slots_run_out(eal: &Eal) {
     let probe = |n| Vf::probe(&format!("vdev:net_null{n}").parse().unwrap());
-    let all: Vec<_> = (0..eal.max_ethdevs()).map(|n| probe(n).unwrap()).collect();
+    // One is taken by `queue_outlives_vf`.
+    let all: Vec<_> = (1..eal.max_ethdevs()).map(|n| probe(n).unwrap()).collect();
     match probe(eal.max_ethdevs()) {
         Err(Error::Exhausted(text)) => assert!(text.contains(&eal.max_ethdevs().to_string()), "{text}"),
         other => panic!("{other:?}"),
@@ -455,5 +522,5 @@ fn slots_run_out(eal: &Eal) {
     for vf in all {
         vf.remove().unwrap();
     }
-    probe(0).unwrap().remove().unwrap();
+    probe(1).unwrap().remove().unwrap();
 }

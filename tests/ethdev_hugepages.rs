@@ -71,8 +71,8 @@ fn attach_and_detach_return_every_hugepage() {
         let mut burst = ArrayVec::from_iter([tx[0].copy(&mut &*wire::frame(9014, 1)).unwrap()]);
         assert_eq!(tx[0].send(&mut burst, &mut 0), 1);
         assert_eq!(rx[0].receive(&mut ArrayVec::new()), 1);
-        vf.stop().unwrap();
         drop((tx, rx));
+        vf.stop().unwrap();
         vf.remove().unwrap();
         in_use
     };

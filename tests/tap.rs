@@ -5,7 +5,7 @@ mod support;
 
 use support::daemon::Daemon;
 use support::guest::{Guest, Plan};
-use support::tap::{Tap, available, interface_name};
+use support::tap::{Tap, available, interface_name, ip};
 use support::{skip, until};
 
 #[test]
@@ -53,5 +53,68 @@ fn datagrams_reach_the_kernel_and_come_back_byte_by_byte() {
     assert!(lanes.vf_to_guest.packets >= 1000, "{lanes:?}");
     daemon.detach("port");
     assert!(!std::path::Path::new(&format!("/sys/class/net/{name}")).exists(), "the tap is gone with the VF");
+    daemon.stop();
+}
+
+/// The tap goes, and comes back with a VF that is set up anew; the guest stays, and learns nothing of it.
+#[test]
+fn a_tap_that_is_deleted_in_use_is_made_again() {
+    if let Err(reason) = available() {
+        skip!("a_tap_that_is_deleted_in_use_is_made_again", "{reason}");
+    }
+    let daemon = Daemon::start();
+    let name = interface_name();
+    let index = || std::fs::read_to_string(format!("/sys/class/net/{name}/ifindex")).ok();
+    let socket = daemon.attach("port", &format!("vdev:net_tap0,iface={name}"), 1);
+    let mut guest = Guest::connect(&socket, &Plan::default());
+    let first = index();
+    ip(&["link", "del", &name]);
+    until("the tap is there again", || index().is_some_and(|now| Some(now) != first));
+    until("the port forwards again", || daemon.show("port")["state"] == "connected");
+    assert_eq!(daemon.show("port")["reason"], serde_json::Value::Null);
+    assert!(daemon.log().contains("was deleted while it was in use"), "{}", daemon.log());
+    let tap = Tap::set_up(&name);
+    until("the link is up", || daemon.show("port")["vf"]["link_up"] == true);
+    let mut buffer = [0; 2048];
+    // Until the lane has seen the link, what is sent is `not_ready`.
+    tap.socket.set_read_timeout(Some(std::time::Duration::from_millis(100))).expect("timeout");
+    until("a datagram gets through", || {
+        guest.pairs[0].tx.reap();
+        assert!(guest.pairs[0].tx.send(&tap.frame(b"again")));
+        guest.pairs[0].tx.flush();
+        tap.socket.recv(&mut buffer).is_ok_and(|len| &buffer[..len] == b"again")
+    });
+    daemon.detach("port");
+    daemon.stop();
+}
+
+/// An interface of somebody else's: the port says what it waits for, and goes on when it is there.
+#[test]
+fn an_interface_that_is_deleted_in_use_is_waited_for() {
+    if let Err(reason) = available() {
+        skip!("an_interface_that_is_deleted_in_use_is_waited_for", "{reason}");
+    }
+    let daemon = Daemon::start();
+    let (ours, theirs) = (interface_name(), format!("{}b", interface_name()));
+    let vf = format!("vdev:net_af_packet0,iface={ours}");
+    let request = serde_json::json!({"id": "port", "socket": {"path": daemon.socket("port.sock")}, "vfs": [vf]});
+    let error = daemon.call("port.attach", request).expect_err("there is no such interface");
+    assert!(error.message.contains(&ours) && error.message.contains("ip link add"), "{error:?}");
+    let create = || {
+        ip(&["link", "add", &ours, "type", "veth", "peer", "name", &theirs]);
+        for name in [&ours, &theirs] {
+            ip(&["link", "set", name, "up"]);
+        }
+    };
+    create();
+    daemon.attach("port", &vf, 1);
+    assert_eq!(daemon.show("port")["state"], "ready");
+    ip(&["link", "del", &ours]);
+    until("the port waits", || daemon.show("port")["state"] == "waiting");
+    until("it says for what", || daemon.show("port")["reason"].as_str().is_some_and(|text| text.contains(&ours)));
+    create();
+    until("the port forwards again", || daemon.show("port")["state"] == "ready");
+    daemon.detach("port");
+    ip(&["link", "del", &ours]);
     daemon.stop();
 }

@@ -371,8 +371,11 @@ pub struct PortStats {
     pub vf_to_guest: LaneStats,
     /// The VF in place.
     pub vf: Option<VfView>,
-    /// Its driver's own counters, as of the port thread's last look.
+    /// Its driver's own counters. Those of the lanes are of now; these were read a while ago.
     pub xstats: BTreeMap<String, u64>,
+    /// How long ago, in milliseconds: a second at most, while the VF is in place.
+    #[serde(default)]
+    pub xstats_age_ms: Option<u64>,
 }
 
 /// Counters of a lane.

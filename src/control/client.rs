@@ -43,7 +43,9 @@ impl Client {
             })
             .map_err(|error| {
                 let hint = match error.kind() {
-                    ErrorKind::PermissionDenied => "you may not use it: see control.group of the daemon",
+                    ErrorKind::PermissionDenied => {
+                        "you may not use it: be root or in its group (--control-group of the daemon)"
+                    }
                     _ => "is the daemon running, with this --control-socket?",
                 };
                 let path = path.display();
@@ -68,7 +70,7 @@ impl Client {
         line.push('\n');
         let lost = |error: std::io::Error| match error.kind() {
             ErrorKind::WouldBlock | ErrorKind::TimedOut => ClientError::Unreachable(format!(
-                "the daemon did not answer {method} in time: it goes on with it; ask again, or see its log"
+                "the daemon did not answer in time: it goes on with it ({method}); ask again, or see its log"
             )),
             _ => ClientError::Unreachable(format!("lost the daemon during {method}: {error}")),
         };

@@ -52,8 +52,8 @@ pub struct PortChange {
     /// Now: owner, group and mode of a listening socket; path and role are those it has.
     pub socket: Option<SocketPlan>,
     /// As soon as no guest is connected, and before the next one is: what guests are offered and how the VF
-    /// is configured. Replaces an earlier one that still waits. The VF is reconfigured in place; if that
-    /// fails the answer is a [`Event::VfFailed`] like that of `give_vf`.
+    /// is configured. Replaces an earlier one that still waits. A VF is configured once in its life:
+    /// the one in place comes back as [`Event::VfFailed`], to be probed afresh and given again.
     pub next_connection: Option<(Offer, VfConfig)>,
 }
 
@@ -82,7 +82,7 @@ pub enum Event<V> {
         /// Why not.
         result: Result<()>,
     },
-    /// Answer to [`Crew::give_vf`]: the VF forwards. Sent again whenever the view changes (link, xstats).
+    /// Answer to [`Crew::give_vf`]: the VF forwards. Sent again whenever it was looked at (link, xstats).
     VfReady {
         /// Whose.
         port: PortId,

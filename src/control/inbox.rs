@@ -4,15 +4,15 @@
 //! asks for a few at a time, and of each port's views of itself only the last.
 
 use std::cell::RefCell;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use crossbeam::atomic::AtomicCell;
 use crossbeam::channel::{Receiver, Sender, unbounded};
-use rustix::event::{EventfdFlags, eventfd};
 
 use super::{Event, PortId};
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::event;
 use crate::session::port::PortStatus;
 
 /// A status that control has not yet seen. Boxed, so that it is swapped as one word.
@@ -28,7 +28,7 @@ enum Queued<V> {
 /// Where crew threads send their events. Cheap to clone.
 pub struct EventSender<V> {
     events: Sender<Queued<V>>,
-    wake: Arc<OwnedFd>,
+    wake: Arc<event::Event>,
 }
 
 impl<V> Clone for EventSender<V> {
@@ -45,8 +45,7 @@ impl<V> EventSender<V> {
 
     fn queue(&self, queued: Queued<V>) {
         if self.events.send(queued).is_ok() {
-            // Fails only when the counter is at its maximum: then control is awake already.
-            let _ = rustix::io::write(&*self.wake, &1_u64.to_ne_bytes());
+            self.wake.signal();
         }
     }
 
@@ -83,15 +82,13 @@ impl<V> PortSender<V> {
 /// Where control receives them.
 pub struct Inbox<V> {
     events: Receiver<Queued<V>>,
-    wake: Arc<OwnedFd>,
+    wake: Arc<event::Event>,
 }
 
 impl<V> Inbox<V> {
     /// Both ends.
     pub fn new() -> Result<(EventSender<V>, Self)> {
-        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
-            .map_err(|errno| Error::io("eventfd")(errno.into()))?;
-        let wake = Arc::new(wake);
+        let wake = Arc::new(event::Event::new("control")?);
         let (sender, events) = unbounded();
         let sender = EventSender { events: sender, wake: Arc::clone(&wake) };
         Ok((sender, Self { events, wake }))
@@ -118,7 +115,7 @@ impl<V> Inbox<V> {
 
     /// Hears the bell. Events are taken after this, not before.
     pub(super) fn hush(&self) {
-        let _ = rustix::io::read(&*self.wake, &mut [0; 8]);
+        self.wake.take();
     }
 }
 

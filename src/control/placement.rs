@@ -25,7 +25,7 @@ impl Placement<'_> {
             [both] => self.core(*both).map(|core| (core, core)),
             [guest_to_vf, vf_to_guest] => Ok((self.core(*guest_to_vf)?, self.core(*vf_to_guest)?)),
             more => Err(Error::Invalid(format!(
-                "cores names {} CPUs: a port has two directions, name one CPU for both or two",
+                "{} CPUs are named: a port has two directions, name one CPU for both or two",
                 more.len()
             ))),
         }

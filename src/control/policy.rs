@@ -8,10 +8,8 @@ use std::str::FromStr;
 
 use super::api::Allowed;
 use crate::error::{Error, Result};
+use crate::session::socket::MAX_PATH;
 use crate::vf::{PciAddress, VfSpec};
-
-/// Longest path of a Unix socket that every peer can use: `sun_path` with its final NUL.
-const MAX_SOCKET_PATH: usize = 107;
 
 /// Values of the numeric keys that vdev drivers take without a bound of their own, each queue and ring of
 /// which the device thread waits for.
@@ -192,8 +190,8 @@ impl Policy {
     /// Checks a socket path: absolute, short enough, directly in an allowed directory.
     pub(super) fn socket(&self, text: &str) -> Result<SocketPath> {
         let invalid = |what: String| Error::Invalid(format!("socket path {text:?} {what}"));
-        if text.len() > MAX_SOCKET_PATH {
-            let what = format!("has {} bytes: at most {MAX_SOCKET_PATH} are possible", text.len());
+        if text.len() > MAX_PATH {
+            let what = format!("has {} bytes: at most {MAX_PATH} are possible", text.len());
             return Err(invalid(what));
         }
         if text.chars().any(char::is_control) {
@@ -226,8 +224,8 @@ impl Policy {
             )));
         }
         let real = dir.real.join(name);
-        if real.as_os_str().len() > MAX_SOCKET_PATH {
-            return Err(invalid(format!("is {real:?}, which is longer than {MAX_SOCKET_PATH} bytes")));
+        if real.as_os_str().len() > MAX_PATH {
+            return Err(invalid(format!("is {real:?}, which is longer than {MAX_PATH} bytes")));
         }
         if real == real_path(&self.control_socket) {
             return Err(invalid("is the daemon's control socket: choose another name".into()));

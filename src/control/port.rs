@@ -22,7 +22,8 @@ use crate::session::Offer;
 use crate::session::port::{PortCounters, PortPlan, PortStatus, VfStatus};
 use crate::vf::{VfCaps, VfSpec};
 
-/// An absent or failed VF is probed again, at most this often. One that worked for longer is probed at once.
+/// An absent or failed VF is probed again, at most this often. One that worked for longer is probed at once, and
+/// so is one that is set up anew because attributes changed.
 const RETRY: Duration = Duration::from_secs(1);
 
 /// The port's thread, with its socket.
@@ -76,6 +77,8 @@ pub(super) struct Port<V> {
     /// When its VF was last looked for.
     probed: Option<Instant>,
     stand_in: Option<VfSpec>,
+    /// The thread will give the VF back, to be set up with what was changed: that is no failure.
+    anew: bool,
     /// Why there is no VF.
     reason: Option<String>,
     /// It has been open, with a VF or known to wait for one: its attach was answered.
@@ -102,6 +105,7 @@ impl<V> Port<V> {
             vf: Vf::None,
             probed: None,
             stand_in: None,
+            anew: false,
             reason: None,
             settled: false,
             down: false,
@@ -130,15 +134,17 @@ impl<V> Port<V> {
                     socket: self.spec.socket_plan(),
                     offer: self.offer,
                     cores: self.cores,
-                    mac: self.spec.mac,
                     counters: self.counters.clone(),
                 });
             }
             (false, Thread::Open, Vf::None) => self.probe(crew, policy, now)?,
             (false, Thread::Open, Vf::Absent(again)) if *again <= now => self.probe(crew, policy, now)?,
-            (false, Thread::Open, Vf::Held(_)) => {
+            // A change on its way decides how it is configured.
+            (false, Thread::Open, Vf::Held(_)) if self.changing.is_none() => {
                 let Vf::Held(vf) = std::mem::replace(&mut self.vf, Vf::Starting) else { unreachable!("just matched") };
-                crew.give_vf(id, vf, self.spec.vf_config());
+                self.anew = !self.in_force.deferred_differences(&self.spec).is_empty();
+                // Not what is pending: the guest of the moment would be served with what it was not offered.
+                crew.give_vf(id, vf, self.in_force.vf_config());
             }
             (false, ..) => {}
         }
@@ -221,6 +227,9 @@ impl<V> Port<V> {
             Event::VfFailed { error, vf, .. } => {
                 debug_assert!(matches!(self.vf, Vf::Starting | Vf::Ready(_)));
                 self.caps = None;
+                if std::mem::take(&mut self.anew) {
+                    self.probed = None;
+                }
                 if let Some(vf) = vf {
                     // A fresh probe may do better; giving it back to the thread would not.
                     self.vf = Vf::Held(vf);
@@ -275,11 +284,12 @@ impl<V> Port<V> {
     }
 
     /// What to ask of the thread so that the port becomes `wanted`, of the same identity.
-    pub fn change_to(&self, wanted: &PortSpec, cores: (usize, usize)) -> (PortChange, Offer) {
+    pub fn change_to(&mut self, wanted: &PortSpec, cores: (usize, usize)) -> (PortChange, Offer) {
         let caps = if wanted.offloads == self.spec.offloads { self.offer_caps.as_ref() } else { self.caps.as_ref() };
         let offer = wanted.offer(caps);
         let deferred = |from: &PortSpec| !from.deferred_differences(wanted).is_empty();
         let deferred = deferred(&self.spec) || deferred(&self.in_force);
+        self.anew |= deferred;
         let change = PortChange {
             cores: (cores != self.cores).then_some(cores),
             mac: wanted.mac.filter(|_| wanted.mac != self.spec.mac),
@@ -335,11 +345,15 @@ impl<V> Port<V> {
         (cpus[self.cores.0], cpus[self.cores.1])
     }
 
-    fn vf_view(&self) -> Option<VfView> {
+    fn vf_status(&self) -> Option<&VfStatus> {
         match &self.vf {
-            Vf::Ready(status) => Some(stats::vf_view(status)),
+            Vf::Ready(status) => Some(status),
             _ => None,
         }
+    }
+
+    fn vf_view(&self) -> Option<VfView> {
+        self.vf_status().map(stats::vf_view)
     }
 
     /// For clients.
@@ -364,7 +378,7 @@ impl<V> Port<V> {
     }
 
     /// Its counters, for clients.
-    pub fn stats(&self, cpus: &[usize]) -> PortStats {
+    pub fn stats(&self, cpus: &[usize], now: Instant) -> PortStats {
         let (guest_to_vf, vf_to_guest) = self.cpus(cpus);
         PortStats {
             id: self.spec.id.clone(),
@@ -372,10 +386,8 @@ impl<V> Port<V> {
             guest_to_vf: stats::lane(guest_to_vf, &self.counters.guest_to_vf),
             vf_to_guest: stats::lane(vf_to_guest, &self.counters.vf_to_guest),
             vf: self.vf_view(),
-            xstats: match &self.vf {
-                Vf::Ready(status) => status.xstats.iter().cloned().collect(),
-                _ => Default::default(),
-            },
+            xstats: self.vf_status().map(|status| status.xstats.iter().cloned().collect()).unwrap_or_default(),
+            xstats_age_ms: self.vf_status().map(|status| now.duration_since(status.read).as_millis() as u64),
         }
     }
 }

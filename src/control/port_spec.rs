@@ -6,6 +6,7 @@ use super::api::{Attach, FileMode, NameOrNumber, Socket};
 use super::policy::{Policy, SocketPath};
 use super::{PortId, unix_names};
 use crate::error::{Error, Result};
+use crate::ethernet::{MAX_MTU, MIN_MTU};
 use crate::session::Offer;
 use crate::session::features::Offloads;
 use crate::session::port::{Role, SocketPlan};
@@ -13,8 +14,6 @@ use crate::vf::{Mac, VfCaps, VfConfig, VfSpec};
 
 /// Most VFs a port can name.
 const MAX_VFS: usize = 8;
-/// Bounds of a port's MTU: IPv4's minimum, and the jumbo size every VF driver knows.
-pub(super) const MTU: std::ops::RangeInclusive<u16> = 68..=9216;
 
 /// What a socket gets when the request does not say.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,7 +65,7 @@ impl PortSpec {
         }
         if !(1..=MAX_VFS).contains(&request.vfs.len()) {
             return Err(Error::Invalid(format!(
-                "vfs names {} VFs: name 1 to {MAX_VFS}, the first is used",
+                "{} VFs are named: name 1 to {MAX_VFS}, the first is used",
                 request.vfs.len()
             )));
         }
@@ -74,17 +73,16 @@ impl PortSpec {
         for vf in &request.vfs {
             policy.check_vf(vf)?;
             if let Some(twice) = policy.claims(vf).into_iter().find(|claim| !claims.insert(claim.clone())) {
-                return Err(Error::Invalid(format!("vfs names {twice} twice: name it once")));
+                return Err(Error::Invalid(format!("{twice} is named twice: name it once")));
             }
         }
         let queue_pairs = request.queue_pairs.unwrap_or(1);
         if !(1..=Offer::MAX_QUEUE_PAIRS).contains(&queue_pairs) {
-            return Err(Error::Invalid(format!("queue_pairs is {queue_pairs}: use 1 to {}", Offer::MAX_QUEUE_PAIRS)));
+            return Err(Error::Invalid(format!("{queue_pairs} queue pairs: use 1 to {}", Offer::MAX_QUEUE_PAIRS)));
         }
         let mtu = request.mtu.unwrap_or(1500);
-        if !MTU.contains(&mtu) {
-            let (low, high) = (MTU.start(), MTU.end());
-            return Err(Error::Invalid(format!("mtu is {mtu}: use {low} to {high}")));
+        if !(MIN_MTU..=MAX_MTU).contains(&mtu) {
+            return Err(Error::Invalid(format!("MTU {mtu}: use {MIN_MTU} to {MAX_MTU}")));
         }
         let server = *role == Role::Server;
         let resolve = |asked: &Option<NameOrNumber>, default: &Option<NameOrNumber>, id: fn(&str) -> Result<u32>| {

@@ -13,17 +13,12 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use tracing::{error, info, warn};
 
-use super::api::{
-    Attach, Attached, CoreView, Detached, Info, Limits, Method, PortList, Selector, Stats, StatsQuery, Sync, Synced,
-};
+use super::api::{Attach, Attached, Detached, Method, PortList, Selector, Stats, StatsQuery, Sync, Synced};
 use super::policy::INTERFACE_CLAIM;
 use super::port::Port;
-use super::port_spec::MTU;
 use super::rpc::RpcError;
-use super::server::MAX_CLIENTS;
-use super::{Crew, Event, Failure, Placement, Policy, PortId, PortSpec, SocketDefaults};
+use super::{Crew, DaemonInfo, Event, Failure, Placement, Policy, PortId, PortSpec, SocketDefaults};
 use crate::error::Error;
-use crate::session::Offer;
 
 /// How long the daemon, when it ends, waits for a port's thread while nothing else happens. A thread that is
 /// alive needs less to answer its front end, to drain its lanes and to stop a VF.
@@ -31,21 +26,6 @@ const PATIENCE: Duration = Duration::from_millis(500);
 
 /// Names a request; chosen by the caller of [`Ports::call`], unique among those not yet answered.
 pub type Token = u64;
-
-/// Facts about the daemon that do not change, for clients.
-#[derive(Clone, Debug)]
-pub struct DaemonInfo {
-    /// Of libdpdk; `None`: built without.
-    pub dpdk_version: Option<String>,
-    /// Ethdevs that libdpdk can hold.
-    pub max_ethdevs: Option<u32>,
-    /// CPU of each poll core, by index.
-    pub cpus: Vec<usize>,
-    /// Cores never sleep.
-    pub poll: bool,
-    /// When it started.
-    pub started: Instant,
-}
 
 /// All ports, and the requests about them that are not answered yet.
 pub struct Ports<C: Crew> {
@@ -190,7 +170,7 @@ impl<C: Crew> Ports<C> {
             }
             Method::Show(selector) => self.show(&selector),
             Method::Stats(query) => self.stats(&query, now),
-            Method::Info => value(&self.info(now)),
+            Method::Info => value(&self.info.view(now, &self.lanes(), self.ports.len(), self.policy.view())),
         })
     }
 
@@ -223,7 +203,7 @@ impl<C: Crew> Ports<C> {
     /// Decides about an attach, on what is now. Changes nothing unless it can succeed.
     fn decide(&mut self, spec: Box<PortSpec>, takeover: bool, mut taken_from: Vec<PortId>, index: usize) -> Decision {
         if self.stopping.is_some() {
-            return Decision::Answer(Err(stopping()));
+            return Decision::Answer(Err(Failure::stopping()));
         }
         let wait = |spec, taken_from| Decision::Wait(Wait::Attach { spec, takeover, taken_from });
         // Behind earlier attaches that it overlaps with.
@@ -244,7 +224,7 @@ impl<C: Crew> Ports<C> {
                     self.change(*spec)
                 };
             } else if port.status.guest {
-                return Decision::Answer(Err(differs(&spec.id, &differences)));
+                return Decision::Answer(Err(Failure::differs(&spec.id, &differences)));
             } else {
                 to_take_down.push(spec.id.clone());
             }
@@ -261,7 +241,7 @@ impl<C: Crew> Ports<C> {
             if other.down {
                 waits = true;
             } else if !takeover || other.status.guest {
-                return Decision::Answer(Err(held(claim, id, other.status.guest)));
+                return Decision::Answer(Err(Failure::held(claim, id, other.status.guest)));
             } else {
                 to_take_down.push(id.clone());
             }
@@ -276,7 +256,7 @@ impl<C: Crew> Ports<C> {
                 warn!(port = %id, by = %spec.id, "is taken down: another port takes what it held");
                 taken_from.push(id.clone());
             }
-            self.take_down(id, || superseded(id));
+            self.take_down(id, || Failure::superseded(id));
         }
         if !to_take_down.is_empty() {
             return wait(spec, taken_from);
@@ -356,7 +336,7 @@ impl<C: Crew> Ports<C> {
         let mut id = None;
         for Pending { token, wait } in matching {
             if let Some(Wait::Attach { spec, .. }) = wait {
-                self.answer(token, Err(superseded(&spec.id)));
+                self.answer(token, Err(Failure::superseded(&spec.id)));
                 id = Some(spec.id);
             }
         }
@@ -367,7 +347,7 @@ impl<C: Crew> Ports<C> {
             if !port.down {
                 info!(port = %found, "detaching");
             }
-            self.take_down(&found, || superseded(&found));
+            self.take_down(&found, || Failure::superseded(&found));
             id = Some(found);
         }
         let changed = id.is_some();
@@ -376,15 +356,18 @@ impl<C: Crew> Ports<C> {
     }
 
     fn sync(&mut self, sync: &Sync) -> Decision {
+        // A port on its way down is there no more.
+        let stays = |id: &PortId| self.ports.get(id).is_some_and(|port| !port.down);
         let surplus: Vec<PortId> =
-            self.ports.iter().filter(|(id, _)| !sync.ids.contains(*id)).map(|(id, _)| id.clone()).collect();
-        let missing = sync.ids.iter().filter(|id| !self.ports.contains_key(*id));
+            self.ports.keys().filter(|id| stays(id) && !sync.ids.contains(*id)).cloned().collect();
+        let missing = sync.ids.iter().filter(|id| !stays(id));
         let answer =
             value(&Synced { missing: missing.cloned().collect(), surplus: surplus.clone(), removed: sync.remove });
         if !sync.remove {
             return Decision::Answer(answer);
         }
-        let mut serials = BTreeSet::new();
+        let going = self.ports.iter().filter(|(id, port)| port.down && !sync.ids.contains(*id));
+        let mut serials: BTreeSet<_> = going.map(|(_, port)| port.serial).collect();
         for id in surplus {
             warn!(port = %id, "detaching: not in the set of ports that should be");
             if let Decision::Wait(Wait::Gone { serials: more, .. }) = self.detach(&Selector::Id(id)) {
@@ -408,37 +391,17 @@ impl<C: Crew> Ports<C> {
 
     fn show(&self, selector: &Selector) -> Answer {
         let port = self.ports.values().find(|port| self.selects(selector, &port.spec));
-        let port = port.ok_or_else(|| not_found(selector))?;
+        let port = port.ok_or_else(|| Failure::not_found(selector))?;
         value(&port.view(&self.info.cpus))
     }
 
     fn stats(&self, query: &StatsQuery, now: Instant) -> Answer {
         let wanted = |id: &PortId| query.id.as_ref().is_none_or(|wanted| wanted == id);
         let ports: Vec<_> =
-            self.ports.iter().filter(|(id, _)| wanted(id)).map(|(_, port)| port.stats(&self.info.cpus)).collect();
+            self.ports.iter().filter(|(id, _)| wanted(id)).map(|(_, port)| port.stats(&self.info.cpus, now)).collect();
         match &query.id {
-            Some(id) if ports.is_empty() => Err(not_found(&Selector::Id(id.clone()))),
+            Some(id) if ports.is_empty() => Err(Failure::not_found(&Selector::Id(id.clone()))),
             _ => value(&Stats { time_us: now.duration_since(self.info.started).as_micros() as u64, ports }),
-        }
-    }
-
-    fn info(&self, now: Instant) -> Info {
-        let cpus = self.info.cpus.iter().copied();
-        Info {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            dpdk_version: self.info.dpdk_version.clone(),
-            pid: std::process::id(),
-            uptime_seconds: now.duration_since(self.info.started).as_secs(),
-            cores: cpus.zip(self.lanes()).map(|(cpu, lanes)| CoreView { cpu, lanes }).collect(),
-            poll: self.info.poll,
-            limits: Limits {
-                ethdevs: self.info.max_ethdevs,
-                queue_pairs: Offer::MAX_QUEUE_PAIRS,
-                mtu: *MTU.end(),
-                clients: MAX_CLIENTS,
-            },
-            ports: self.ports.len(),
-            allowed: self.policy.view(),
         }
     }
 
@@ -446,7 +409,7 @@ impl<C: Crew> Ports<C> {
         self.stopping = Some(now + PATIENCE);
         let ids: Vec<_> = self.ports.keys().cloned().collect();
         for id in ids {
-            self.take_down(&id, stopping);
+            self.take_down(&id, Failure::stopping);
         }
     }
 
@@ -461,7 +424,7 @@ impl<C: Crew> Ports<C> {
         let mut error = Some(error);
         self.take_down(id, || match error.take() {
             Some(error) => error.into(),
-            None => superseded(id),
+            None => Failure::superseded(id),
         });
     }
 
@@ -555,50 +518,4 @@ fn value(result: &impl Serialize) -> Answer {
 
 fn attached<V>(port: &Port<V>, cpus: &[usize], changed: bool, taken_from: Vec<PortId>) -> Answer {
     value(&Attached { changed, pending: port.pending(), taken_from, port: port.view(cpus) })
-}
-
-fn not_found(selector: &Selector) -> Failure {
-    Error::NotFound(format!(
-        "there is no {}: see port.list for those there are",
-        selector.to_string().trim_start_matches("a ")
-    ))
-    .into()
-}
-
-fn stopping() -> Failure {
-    Failure::from(Error::Exhausted("the daemon is stopping: ask again when it has been started anew".into()))
-        .with("stopping", true)
-}
-
-fn superseded(id: &PortId) -> Failure {
-    Failure::from(Error::Conflict(format!(
-        "port {id} was taken down by another request before this one was done: attach it again if it is still wanted"
-    )))
-    .with("superseded", true)
-}
-
-/// The identity of a port with a guest cannot change.
-fn differs(id: &PortId, differences: &[(&'static str, String, String)]) -> Failure {
-    let list: Vec<_> =
-        differences.iter().map(|(name, has, asked)| format!("{name} is {has}, asked for was {asked}")).collect();
-    let names: Vec<_> = differences.iter().map(|(name, ..)| *name).collect();
-    Failure::from(Error::Conflict(format!(
-        "port {id} has a guest connected and is another one: {}; detach it first, or ask for what it is",
-        list.join("; ")
-    )))
-    .with("differs", names)
-    .with("guest", true)
-}
-
-/// Another port has what was asked for.
-fn held(claim: &str, holder: &PortId, guest: bool) -> Failure {
-    let what_to_do = if guest {
-        "its guest is connected: detach that port first, or choose another"
-    } else {
-        "detach that port first, choose another, or take it with takeover (no guest is connected)"
-    };
-    Failure::from(Error::Conflict(format!("{claim} is held by port {holder}; {what_to_do}")))
-        .with("holder", holder.as_str())
-        .with("held", claim)
-        .with("guest", guest)
 }

@@ -8,7 +8,6 @@
 //! dirty logging is added for live migration.
 
 mod address;
-mod interrupt;
 mod memory;
 mod range;
 mod region;
@@ -17,7 +16,6 @@ mod store;
 mod view;
 
 pub use address::{Gpa, UserAddr};
-pub use interrupt::Interrupt;
 pub use memory::{Drained, GuestMemory};
 pub use range::HostRange;
 pub use region::RegionSpec;

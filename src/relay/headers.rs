@@ -1,5 +1,7 @@
 //! Ethernet, IP and TCP/UDP headers of a frame's private first bytes: where they begin and end.
 
+use crate::ethernet;
+
 /// EtherTypes (IEEE 802 numbers).
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
@@ -9,9 +11,6 @@ const ETHERTYPE_QINQ: u16 = 0x88a8;
 /// IP protocol numbers.
 pub(super) const TCP: u8 = 6;
 pub(super) const UDP: u8 = 17;
-
-/// Length of an Ethernet header without tags.
-pub const ETHERNET: usize = 14;
 
 /// Where a frame's layers are. Offsets from the first byte of the frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,7 +35,7 @@ pub(super) fn be16(bytes: &[u8], at: usize) -> Option<u16> {
 /// Finds the layers of an IP frame with at most two VLAN tags. `None` if it is no IP, or if its headers
 /// do not fit `head`.
 pub(super) fn parse(head: &[u8]) -> Option<Layers> {
-    let mut l3 = ETHERNET;
+    let mut l3 = ethernet::HEADER;
     let mut ethertype = be16(head, 12)?;
     for _ in 0..2 {
         if ethertype != ETHERTYPE_VLAN && ethertype != ETHERTYPE_QINQ {

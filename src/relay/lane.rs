@@ -124,6 +124,10 @@ pub trait Lane: Send {
         Vec::new()
     }
 
+    /// At home: the VF's RSS table pointed at the queues in `before` (none: at all of them), and points at those
+    /// in `now`. Until what waits in the queues is placed, they are read in an order that keeps flows in theirs.
+    fn table_moved(&mut self, _before: &[u16], _now: &[u16]) {}
+
     /// At home: lets go of the VF's buffers. Chains whose frames were not yet taken are popped again later;
     /// received frames that were not yet placed are counted as `not_ready`.
     fn discard(&mut self);

@@ -7,6 +7,7 @@ mod counters;
 mod doorbell;
 mod guest_to_vf;
 mod headers;
+mod interrupt;
 pub mod lane;
 mod mailbox;
 mod offload;
@@ -15,6 +16,7 @@ mod poller;
 mod segment;
 #[cfg(test)]
 pub(crate) mod tests;
+mod turnover;
 mod tx_seat;
 mod vf_to_guest;
 mod watchdog;

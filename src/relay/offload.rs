@@ -1,17 +1,18 @@
 //! What a guest's virtio-net header asks for, checked against the frame's private bytes, and who does it:
 //! the VF, or the lane.
 
+use std::ops::RangeInclusive;
+
 use super::counters::Cause;
 use super::headers::{self, Layers, TCP, UDP};
+use crate::ethernet;
 use crate::ring::{Gso, NetHeader};
 use crate::vf::{TxOffload, VfCaps};
 
-/// Smallest TCP segment left to a VF. Intel's VFs treat a smaller MSS as malicious and may be blocked for
-/// it (iavf: 256 to 9668 bytes); below it the lane segments.
-const MIN_VF_MSS: u16 = 256;
-
-/// Longest frame left to a VF to be segmented, in bytes: IP's 64 KiB behind an Ethernet header without tags.
-const MAX_VF_TSO: usize = 65_535 + headers::ETHERNET;
+/// TCP segments left to a VF, in bytes of payload; the lane cuts others. Intel's VFs take anything else for
+/// malicious and may be disabled for it. iavf's range is the narrowest (IAVF_MIN_TSO_MSS and IAVF_MAX_TSO_MSS in
+/// DPDK's iavf_rxtx.h): i40e and ice go further at one end or at both.
+const VF_MSS: RangeInclusive<u16> = 256..=9668;
 
 /// Offsets of the checksum field in the TCP and UDP header.
 const TCP_CHECKSUM: u16 = 16;
@@ -52,7 +53,7 @@ impl TxRules {
 
     /// Whether a frame of `len` bytes with this header has to be segmented by the lane.
     pub(super) fn segments(&self, header: &NetHeader, len: usize) -> bool {
-        header.gso != Gso::None && !(self.vf_tso && header.gso_size >= MIN_VF_MSS && len <= MAX_VF_TSO)
+        header.gso != Gso::None && !(self.vf_tso && VF_MSS.contains(&header.gso_size) && len <= ethernet::MAX_TSO_FRAME)
     }
 }
 
@@ -81,7 +82,7 @@ pub(super) fn judge(header: &NetHeader, head: &[u8], len: usize, rules: &TxRules
         return Ok(Treatment::Plain);
     }
     let (start, offset) = (usize::from(header.csum_start), usize::from(header.csum_offset));
-    if !rules.checksum || start < headers::ETHERNET || start + offset + 2 > len {
+    if !rules.checksum || start < ethernet::HEADER || start + offset + 2 > len {
         return Err(Cause::Malformed);
     }
     let layers = headers::parse(head).filter(|layers| layers.l4 == start && !layers.fragment);
@@ -181,11 +182,22 @@ mod tests {
         assert_eq!(judge(&checksum, &tcp4(1000), 1000, &ALL), Ok(Treatment::Vf(offload)));
     }
 
+    const LONG: TxRules = TxRules { max_wire_frame: 9238, ..ALL };
+
+    #[test]
+    fn a_vf_is_asked_for_segments_of_the_sizes_it_takes() {
+        for (gso_size, by_vf) in [(255, false), (256, true), (9668, true), (9669, false), (u16::MAX, false)] {
+            let treatment = judge(&NetHeader { gso_size, ..GSO }, &tcp4(5000), 5000, &LONG).unwrap();
+            assert_eq!(matches!(treatment, Treatment::Vf(_)), by_vf, "{gso_size}: {treatment:?}");
+        }
+    }
+
     #[test]
     fn the_lane_does_the_rest() {
         let without = TxRules { vf_checksum: false, vf_tso: false, ..ALL };
-        let small = NetHeader { gso_size: 255, ..GSO };
-        for (header, rules) in [(GSO, without), (small, ALL)] {
+        let mss = |gso_size| NetHeader { gso_size, ..GSO };
+        // A size beyond any frame makes one segment.
+        for (header, rules) in [(GSO, without), (mss(255), ALL), (mss(9669), LONG), (mss(u16::MAX), LONG)] {
             let treatment = judge(&header, &tcp4(5000), 5000, &rules);
             assert!(matches!(treatment, Ok(Treatment::Segment { headers: 54, .. })), "{treatment:?}");
         }

@@ -1,20 +1,20 @@
 //! A poll core: a pinned thread that gives its lanes turns, and sleeps when there is nothing to do.
 
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::Sender;
-use rustix::event::{EventfdFlags, epoll, eventfd};
+use rustix::event::epoll;
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 
 use super::doorbell::NotifyMark;
+use super::interrupt;
 use super::lane::{Lane, LaneId, Trigger, Turn};
 use super::mailbox::{Bell, Mailbox};
 use crate::error::{Error, Result};
-use crate::guest::Interrupt;
+use crate::event::Event;
 
 /// Turns without a packet after which a lane is no longer visited in every round.
 const IDLE_TURNS: u32 = 64;
@@ -68,26 +68,16 @@ impl std::fmt::Debug for Order {
     }
 }
 
-/// An eventfd that ends a core's sleep.
-#[derive(Debug)]
-struct EventBell(OwnedFd);
-
-impl Bell for EventBell {
+/// Ends a core's sleep.
+impl Bell for Event {
     fn ring(&self) {
-        // Full counter: it is rung already.
-        let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
+        self.signal();
     }
 }
 
 /// What the control plane may look at while the core works.
 #[derive(Debug, Default)]
 pub struct CoreGauge {
-    /// Time spent in turns that moved packets, in nanoseconds.
-    pub busy_ns: AtomicU64,
-    /// Time slept, in nanoseconds.
-    pub slept_ns: AtomicU64,
-    /// Lanes on the core.
-    pub lanes: AtomicU64,
     mark: NotifyMark,
 }
 
@@ -98,15 +88,14 @@ impl CoreGauge {
     }
 }
 
-/// The handle of a poll core. Dropping it does not stop the core: [`Poller::stop`] does.
+/// The handle of a poll core. Dropping it stops the core, as [`Poller::stop`] does.
 #[derive(Debug)]
 pub struct Poller {
     /// CPU number.
     pub cpu: usize,
-    mailbox: Arc<Mailbox<Order, EventBell>>,
+    mailbox: Arc<Mailbox<Order, Event>>,
     gauge: Arc<CoreGauge>,
     thread: Option<JoinHandle<()>>,
-    interrupt: Interrupt,
 }
 
 impl Poller {
@@ -117,9 +106,8 @@ impl Poller {
         policy: IdlePolicy,
         enter: impl FnOnce() -> Result<G> + Send + 'static,
     ) -> Result<Self> {
-        let bell = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)
-            .map_err(|errno| Error::io(format!("cannot create the eventfd of core {cpu}"))(errno.into()))?;
-        let mailbox = Arc::new(Mailbox::new(MAILBOX, EventBell(bell)));
+        interrupt::prepare()?;
+        let mailbox = Arc::new(Mailbox::new(MAILBOX, Event::new(&format!("core {cpu}"))?));
         let gauge = Arc::new(CoreGauge::default());
         let (ready, started) = crossbeam::channel::bounded(1);
         let (their_mailbox, their_gauge) = (mailbox.clone(), gauge.clone());
@@ -135,7 +123,7 @@ impl Poller {
                 };
                 match prepared {
                     Ok((_guard, mut core)) => {
-                        let _ = ready.send(Ok(Interrupt::of_this_thread()));
+                        let _ = ready.send(Ok(()));
                         core.run();
                     }
                     Err(error) => {
@@ -144,8 +132,14 @@ impl Poller {
                 }
             })
             .map_err(Error::io(format!("cannot start the thread of core {cpu}")))?;
-        let interrupt = started.recv().expect("a poll thread reports before it ends")?;
-        Ok(Self { cpu, mailbox, gauge, thread: Some(thread), interrupt })
+        match started.recv().expect("a poll thread reports before it ends") {
+            Ok(()) => Ok(Self { cpu, mailbox, gauge, thread: Some(thread) }),
+            Err(error) => {
+                // Its registrations end with it.
+                let _ = thread.join();
+                Err(error)
+            }
+        }
     }
 
     /// Hands a lane to the core.
@@ -165,7 +159,9 @@ impl Poller {
 
     /// Ends the system call the core is in: see [`super::Watchdog`].
     pub(super) fn interrupt(&self) {
-        self.interrupt.fire();
+        if let Some(thread) = &self.thread {
+            interrupt::interrupt(thread);
+        }
     }
 
     /// Stops the core; lanes it still has are dropped. Blocks until the thread has ended.
@@ -185,6 +181,12 @@ impl Poller {
     }
 }
 
+impl Drop for Poller {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
 /// A lane on the core.
 struct Seat {
     lane: Box<dyn Lane>,
@@ -197,7 +199,7 @@ struct Seat {
 /// What the poll thread owns.
 struct Core {
     policy: IdlePolicy,
-    mailbox: Arc<Mailbox<Order, EventBell>>,
+    mailbox: Arc<Mailbox<Order, Event>>,
     gauge: Arc<CoreGauge>,
     seats: Vec<Seat>,
     sleeper: Sleeper,
@@ -205,8 +207,8 @@ struct Core {
 }
 
 impl Core {
-    fn new(policy: IdlePolicy, mailbox: Arc<Mailbox<Order, EventBell>>, gauge: Arc<CoreGauge>) -> Result<Self> {
-        let sleeper = Sleeper::new(&mailbox.bell().0).map_err(Error::io("cannot prepare a poll core's sleep"))?;
+    fn new(policy: IdlePolicy, mailbox: Arc<Mailbox<Order, Event>>, gauge: Arc<CoreGauge>) -> Result<Self> {
+        let sleeper = Sleeper::new(mailbox.bell()).map_err(Error::io("cannot prepare a poll core's sleep"))?;
         let seats = Vec::with_capacity(MAILBOX);
         Ok(Self { policy, mailbox, gauge, seats, sleeper, stopping: false })
     }
@@ -223,7 +225,6 @@ impl Core {
             }
             if self.round(&turn) > 0 {
                 last_work = now;
-                gauge.busy_ns.store(gauge.busy_ns.load(Relaxed) + now.elapsed().as_nanos() as u64, Relaxed);
             } else if now.duration_since(last_work) > SPIN {
                 match self.policy {
                     IdlePolicy::Adaptive => last_work = self.sleep(&turn),
@@ -270,7 +271,6 @@ impl Core {
                 Order::Stop => self.stopping = true,
             }
         }
-        self.gauge.lanes.store(self.seats.len() as u64, Relaxed);
     }
 
     /// Sleeps until something wakes us, unless there is work after all. Returns the time to count idleness from.
@@ -293,8 +293,6 @@ impl Core {
                 self.sleeper.nap_every(naps.then_some(interval));
                 let Awakening { called, broken } = self.sleeper.sleep();
                 let now = Instant::now();
-                let slept = now.duration_since(idle_since).as_nanos() as u64;
-                self.gauge.slept_ns.store(self.gauge.slept_ns.load(Relaxed) + slept, Relaxed);
                 idle_since = now;
                 if let Some(fd) = broken {
                     for seat in &mut self.seats {
@@ -344,11 +342,11 @@ struct Awakening {
 const EDGE: epoll::EventFlags = epoll::EventFlags::IN.union(epoll::EventFlags::ET);
 
 impl Sleeper {
-    fn new(bell: &OwnedFd) -> std::io::Result<Self> {
+    fn new(bell: &Event) -> std::io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
         let timer = rustix::time::timerfd_create(TimerfdClockId::Monotonic, flags)?;
-        for fd in [bell, &timer] {
+        for fd in [bell.as_fd(), timer.as_fd()] {
             epoll::add(&epoll, fd, epoll::EventData::new_u64(OURS), EDGE)?;
         }
         Ok(Self { epoll, timer, interval: None })

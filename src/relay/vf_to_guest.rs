@@ -11,6 +11,7 @@ use super::counters::{Cause, LaneCounters};
 use super::doorbell::{Blocked, Doorbell};
 use super::headers;
 use super::lane::{Lane, LaneId, RingPlan, Trigger, Turn, spend};
+use super::turnover::Turnover;
 use crate::error::Result;
 use crate::ring::{BURST, NetHeader, PushError, RingFault, RxRing};
 use crate::vf::{RxPacket, RxQueue};
@@ -33,6 +34,7 @@ pub struct VfToGuest<Q: RxQueue> {
     /// Why a ring was taken off.
     faults: Vec<Option<(RingFault, RxRing)>>,
     pub(super) steering: Steering,
+    turnover: Turnover,
     pub(super) tally: Tally,
     /// Rings with frames that are not published yet, as bits.
     touched: u32,
@@ -159,6 +161,7 @@ impl<Q: RxQueue> VfToGuest<Q> {
             seats: (0..pairs).map(|_| None).collect(),
             faults: (0..pairs).map(|_| None).collect(),
             steering: Steering::default(),
+            turnover: Turnover::default(),
             tally: Tally { packets: 0, bytes: 0, counters },
             touched: 0,
             waiting: 0,
@@ -267,7 +270,15 @@ impl<Q: RxQueue> Lane for VfToGuest<Q> {
 
     fn turn(&mut self, turn: &Turn<'_>) -> usize {
         let mut next = self.next_queue;
-        let moved = spend(&mut next, self.sources.len(), |queue| self.relay(queue, turn));
+        let moved = spend(&mut next, self.sources.len(), |queue| {
+            if !self.turnover.permits(queue) {
+                return 0;
+            }
+            let n = self.relay(queue, turn);
+            let empty = n == 0 && self.sources[queue].held.is_empty();
+            // Others may be read now: that is work, too.
+            n + usize::from(self.turnover.was_read(queue, n, empty))
+        });
         self.next_queue = next;
         moved
     }
@@ -344,6 +355,10 @@ impl<Q: RxQueue> Lane for VfToGuest<Q> {
 
     fn direct_queues(&self) -> Vec<u16> {
         (0u16..).zip(&self.steering.direct).filter(|(_, direct)| direct.is_some()).map(|(queue, _)| queue).collect()
+    }
+
+    fn table_moved(&mut self, before: &[u16], now: &[u16]) {
+        self.turnover.table_moved(self.sources.len(), before, now);
     }
 
     fn discard(&mut self) {

@@ -8,10 +8,8 @@ use super::chain::{DESCRIPTORS, Stop};
 use super::virtqueue::{Queue, Token, Virtqueue, either};
 use super::{BURST, ChainFault, Gather, IN_FLIGHT, NetHeader, RingConfig, RingFault};
 use crate::error::Result;
+use crate::ethernet;
 use crate::guest::{GuestMemory, HostRange};
-
-/// Length of an Ethernet header: no frame is shorter.
-const ETHERNET: usize = 14;
 
 // Numbers of chains index `tokens` by their low bits.
 const _: () = assert!(IN_FLIGHT.is_power_of_two());
@@ -317,7 +315,7 @@ impl Burst {
         };
         let (token, read) = queue.read::<false>(0, budget, take);
         let read = match read {
-            Ok(()) if total < header_len + ETHERNET => Err(Stop::Fault(ChainFault::Short)),
+            Ok(()) if total < header_len + ethernet::HEADER => Err(Stop::Fault(ChainFault::Short)),
             read => read,
         };
         if read.is_err() {

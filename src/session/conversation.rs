@@ -15,6 +15,7 @@ use super::message::Message;
 use super::wire::{Reply, Request, message_name};
 use super::{Lanes, Offer, RingState, SessionState};
 use crate::error::{Error, Result};
+use crate::ethernet::MIN_MTU;
 use crate::guest::{Drained, GuestMemory, RegionSpec};
 use crate::ring::RingAddresses;
 
@@ -24,8 +25,6 @@ const BASELINE_REGIONS: usize = 8;
 const MEMORY_SLOTS: usize = 509;
 /// Longest split virtqueue (virtio 1.3, 2.7).
 const MAX_RING_SIZE: u32 = 32768;
-/// Smallest MTU (virtio 1.3, 5.1.4.1).
-const MIN_MTU: u64 = 68;
 /// VIRTIO_CONFIG_S_FEATURES_OK.
 const STATUS_FEATURES_OK: u8 = 8;
 
@@ -193,7 +192,7 @@ impl Session {
             Message::NetSetMtu(mtu) => {
                 self.require(Protocol::MTU)?;
                 let largest = u64::from(self.offer.mtu);
-                if !(MIN_MTU..=largest).contains(&mtu) {
+                if !(MIN_MTU.into()..=largest).contains(&mtu) {
                     return Err(refused(format!("MTU {mtu} for the guest; the port's is {largest}")));
                 }
             }

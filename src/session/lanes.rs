@@ -3,6 +3,7 @@
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::Instant;
 
 use tracing::{info, warn};
 
@@ -11,16 +12,11 @@ use super::plan::{PortCounters, RingStatus, VfStatus};
 use super::port_log::PortLog;
 use super::{Lanes, SessionState};
 use crate::error::Result;
+use crate::ethernet::{MAX_TSO_FRAME, TAGGED_HEADER};
 use crate::guest::{Drained, GuestMemory};
 use crate::relay::{Doorbell, GuestToVf, Lane, LaneId, Poller, RingPlan, TxRules, VfToGuest};
 use crate::ring::{RingConfig, RingFault};
 use crate::vf::{Queues, Vf, VfCaps, VfConfig, VfSpec};
-
-/// Bytes a frame may have beyond the MTU: Ethernet header and two VLAN tags.
-const L2_OVERHEAD: usize = 22;
-
-/// Longest frame a guest may send to be segmented: an IP packet of 64 KiB with its Ethernet header.
-const MAX_TSO_FRAME: usize = 65_535 + L2_OVERHEAD;
 
 /// Indices of the two directions.
 const GUEST_TO_VF: usize = 0;
@@ -130,6 +126,7 @@ impl PortLanes {
             Err(error) => return Err(Box::new((error, vf))),
         };
         let (lanes, count) = lanes_over(queues, self.pairs, &self.ready, &self.counters);
+        #[cfg(debug_assertions)]
         delay_for_tests(&self.id);
         if let Err(error) = vf.start() {
             drop(lanes);
@@ -153,12 +150,13 @@ impl PortLanes {
                 lane.discard();
             }
         }
-        if let Err(error) = vf.stop() {
-            warn!(port = self.id, %error, "cannot stop the VF");
-        }
+        // A VF stops when its queues are gone.
         match lanes_without_vf(self.pairs, self.mtu, &self.ready, &self.counters) {
             Ok((lanes, _)) => self.lanes = lanes,
             Err(error) => warn!(port = self.id, %error, "cannot build lanes without a VF"),
+        }
+        if let Err(error) = vf.stop() {
+            warn!(port = self.id, %error, "cannot stop the VF");
         }
         Some((spec, vf))
     }
@@ -200,6 +198,7 @@ impl PortLanes {
             queues: *queues,
             link: vf.link(),
             xstats: vf.xstats(),
+            read: Instant::now(),
         })
     }
 
@@ -257,7 +256,7 @@ impl PortLanes {
     fn plan(&self, index: usize, state: &SessionState, memory: &Arc<GuestMemory>) -> Option<RingPlan> {
         let acked = state.features.unwrap_or(0);
         let has = |bit| acked & bit != 0;
-        let max_wire_frame = usize::from(self.mtu) + L2_OVERHEAD;
+        let max_wire_frame = usize::from(self.mtu) + TAGGED_HEADER;
         let caps = self.vf.as_ref().map_or_else(VfCaps::default, |place| place.vf.caps().clone());
         let rules = TxRules {
             checksum: has(features::NET_CSUM),
@@ -366,8 +365,11 @@ impl Lanes for PortLanes {
             && let Some(place) = &mut self.vf
         {
             // Best effort: queues of rings that are not open are polled all the same.
-            place.vf.point_reta(&direct);
-            self.reta = direct;
+            let pointed = place.vf.point_reta(&direct);
+            let before = std::mem::replace(&mut self.reta, direct.clone());
+            if pointed {
+                self.home(VF_TO_GUEST).table_moved(&before, &direct);
+            }
         }
         for direction in [GUEST_TO_VF, VF_TO_GUEST] {
             let runs =
@@ -421,7 +423,8 @@ fn lanes_without_vf(
 }
 
 /// `VIRTIO_FORWARDER_TEST_VF_START_DELAY_MS=<port>:<ms>` delays the start of that port's VF, so that a test
-/// can show that nothing else waits for it.
+/// can show that nothing else waits for it. Not in release builds.
+#[cfg(debug_assertions)]
 fn delay_for_tests(port: &str) {
     let Ok(value) = std::env::var("VIRTIO_FORWARDER_TEST_VF_START_DELAY_MS") else { return };
     if let Some((name, ms)) = value.rsplit_once(':')

@@ -2,12 +2,13 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
 use super::Offer;
 use crate::relay::LaneCounters;
-use crate::vf::{Mac, VfCaps, VfLink, VfSpec};
+use crate::vf::{VfCaps, VfLink, VfSpec};
 
 /// Who listens on the port's socket.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,8 +47,6 @@ pub struct PortPlan {
     pub offer: Offer,
     /// Cores of the two directions: (guest→VF, VF→guest). Indices into the daemon's poll cores.
     pub cores: (usize, usize),
-    /// MAC to give the VF.
-    pub mac: Option<Mac>,
     /// What both directions count into.
     pub counters: PortCounters,
 }
@@ -106,4 +105,6 @@ pub struct VfStatus {
     pub link: VfLink,
     /// The driver's extended statistics.
     pub xstats: Vec<(String, u64)>,
+    /// When all of it was read.
+    pub read: Instant,
 }

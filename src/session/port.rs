@@ -3,14 +3,14 @@
 //! It blocks in one place, `poll`, on the port's socket and its commands. All that is slow of a port is done
 //! here, so that it delays no other port: starting a VF, mapping memory, waiting for a stuck front end.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::rc::Rc;
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender};
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::time::Timespec;
 use tracing::{info, warn};
 
@@ -22,6 +22,7 @@ use super::socket::{self, ServerSocket};
 use super::wire::{Connection, Received};
 use super::{Lanes, Offer, SessionState};
 use crate::error::{Error, Result};
+use crate::event::Event;
 use crate::relay::Poller;
 use crate::vf::{Mac, Vf, VfConfig, VfSpec};
 
@@ -65,7 +66,7 @@ pub enum PortCommand {
 pub enum PortEvent {
     /// The first: the socket listens with its final owner and mode, or the client has begun to try.
     Opened(Result<()>),
-    /// The VF forwards; again whenever the view of it changes.
+    /// The VF forwards; again whenever it was looked at.
     VfReady(VfStatus),
     /// The VF does not forward; here it is, stopped.
     VfFailed {
@@ -90,7 +91,7 @@ pub enum PortEvent {
 pub struct PortThread {
     commands: Sender<PortCommand>,
     /// The thread's own: it goes with it.
-    wake: Weak<OwnedFd>,
+    wake: Weak<Event>,
     thread: JoinHandle<()>,
 }
 
@@ -98,9 +99,7 @@ impl PortThread {
     /// Starts it. `tell` is called on the thread and must not block.
     pub fn start(plan: PortPlan, pollers: Arc<Vec<Poller>>, tell: impl Fn(PortEvent) + Send + 'static) -> Result<Self> {
         let name = plan.id.chars().take(10).collect::<String>();
-        let wake = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)
-            .map_err(|errno| Error::io("cannot create a port's eventfd")(errno.into()))?;
-        let wake = Arc::new(wake);
+        let wake = Arc::new(Event::new("a port")?);
         let (commands, inbox) = crossbeam::channel::unbounded();
         let ours = Arc::downgrade(&wake);
         let thread = std::thread::Builder::new()
@@ -124,7 +123,7 @@ impl PortThread {
         // A thread that has ended has told so; the command is moot.
         let _ = self.commands.send(command);
         if let Some(wake) = self.wake.upgrade() {
-            let _ = rustix::io::write(&wake, &1u64.to_ne_bytes());
+            wake.signal();
         }
     }
 
@@ -150,7 +149,7 @@ struct Port<'tell> {
     plan: PortPlan,
     tell: &'tell dyn Fn(PortEvent),
     commands: Receiver<PortCommand>,
-    wake: Arc<OwnedFd>,
+    wake: Arc<Event>,
     lanes: PortLanes,
     /// Of a server port.
     listener: Option<ServerSocket>,
@@ -161,7 +160,6 @@ struct Port<'tell> {
     connections: u64,
     last_error: Option<String>,
     told: PortStatus,
-    vf_told: Option<VfStatus>,
     quarantined: u64,
     next_look: Instant,
     next_connection: Option<(Offer, VfConfig)>,
@@ -173,7 +171,7 @@ impl<'tell> Port<'tell> {
         plan: PortPlan,
         pollers: Arc<Vec<Poller>>,
         commands: Receiver<PortCommand>,
-        wake: Arc<OwnedFd>,
+        wake: Arc<Event>,
         tell: &'tell dyn Fn(PortEvent),
     ) -> Result<Self> {
         let Offer { queue_pairs, mtu, .. } = plan.offer;
@@ -197,7 +195,6 @@ impl<'tell> Port<'tell> {
             connections: 0,
             last_error: None,
             told: PortStatus::default(),
-            vf_told: None,
             quarantined: 0,
             next_look: Instant::now(),
             next_connection: None,
@@ -250,7 +247,7 @@ impl<'tell> Port<'tell> {
                 let _ = poll(&mut [wake], Some(&limit));
             }
         }
-        let _ = rustix::io::read(&self.wake, &mut [0; 8]);
+        self.wake.take();
         ready
     }
 
@@ -386,8 +383,6 @@ impl<'tell> Port<'tell> {
     }
 
     fn give_vf(&mut self, spec: VfSpec, vf: Vf, config: &VfConfig) {
-        // Told even if it looks like the one before: control waits for it.
-        self.vf_told = None;
         match self.while_drained(|lanes| lanes.give_vf(spec, vf, config)) {
             Ok(()) => self.tell_vf(),
             Err(failed) => {
@@ -438,6 +433,8 @@ impl<'tell> Port<'tell> {
             self.last_error = Some(error.to_string());
         }
         if let Some((_, vf)) = vf {
+            // Before: what control gives back is for the guests to come.
+            self.tell_status();
             // A VF is configured once in its life: control probes it afresh and gives it back.
             let error = Error::VfAbsent("the VF is set up anew, with the attributes that changed".into());
             (self.tell)(PortEvent::VfFailed { error, vf: Some(vf) });
@@ -452,6 +449,10 @@ impl<'tell> Port<'tell> {
         }
         self.next_look = now + LOOK;
         self.lanes.look_at_link();
+        if let Some(Err(error)) = self.lanes.vf_mut().map(|vf| vf.require_present()) {
+            let vf = self.while_drained(PortLanes::take_vf).map(|(_, vf)| vf);
+            (self.tell)(PortEvent::VfFailed { error, vf });
+        }
         self.tell_vf();
         let counters = &self.plan.counters;
         let quarantined = counters.guest_to_vf.quarantined() + counters.vf_to_guest.quarantined();
@@ -465,12 +466,8 @@ impl<'tell> Port<'tell> {
     }
 
     fn tell_vf(&mut self) {
-        let status = self.lanes.vf_status();
-        if status != self.vf_told {
-            self.vf_told.clone_from(&status);
-            if let Some(status) = status {
-                (self.tell)(PortEvent::VfReady(status));
-            }
+        if let Some(status) = self.lanes.vf_status() {
+            (self.tell)(PortEvent::VfReady(status));
         }
     }
 

@@ -25,7 +25,7 @@ use super::port::SocketPlan;
 use crate::error::{Error, Result};
 
 /// Longest path that fits into a socket address, without its terminating zero.
-const MAX_PATH: usize = 107;
+pub(crate) const MAX_PATH: usize = 107;
 
 /// Connections that may wait; one is served at a time.
 const BACKLOG: i32 = 4;
@@ -74,6 +74,7 @@ impl ServerSocket {
         let parent = path.parent().unwrap_or(Path::new("/"));
         let directory = open_directory(parent).map_err(|errno| match errno {
             Errno::LOOP => conflict(path, "is reached through a symbolic link, which came after it was checked"),
+            Errno::NOENT => failed("create the socket's directory first:", parent, errno),
             errno => failed("opening the socket directory", parent, errno),
         })?;
         let place = Place { directory: Arc::new(directory), name };
@@ -495,8 +496,10 @@ mod tests {
         drop(server);
         // No such directory, and a file where a directory should be.
         fs::write(&path, "").unwrap();
-        for bad in [directory.path().join("missing/port.sock"), path.join("port.sock")] {
-            assert_eq!(ServerSocket::bind(&plan(&bad)).unwrap_err().code(), "io");
+        for (bad, hint) in [(directory.path().join("missing/port.sock"), "create"), (path.join("port.sock"), "")] {
+            let error = ServerSocket::bind(&plan(&bad)).unwrap_err();
+            assert_eq!(error.code(), "io");
+            assert!(error.to_string().contains(hint), "{error}");
         }
         assert_eq!(try_connect(&path.join("port.sock")).unwrap_err().code(), "io");
     }

@@ -79,7 +79,13 @@ impl Eal {
                 call: "rte_eal_init",
                 subject: format!("arguments {arguments:?}"),
                 errno: errno(),
-                hint: "see the EAL lines on stderr; reserve hugepages (vm.nr_hugepages), or use --no-huge",
+                hint: if !config.extra.is_empty() {
+                    "see the EAL lines on stderr; correct or leave out --eal-arg (eal_args), the last of these arguments"
+                } else if config.no_huge {
+                    "see the EAL lines on stderr; give it less --memory"
+                } else {
+                    "see the EAL lines on stderr; reserve hugepages (vm.nr_hugepages), or use --no-huge"
+                },
             });
         }
         let eal = Self { _private: () };

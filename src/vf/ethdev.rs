@@ -6,22 +6,22 @@ use std::sync::Arc;
 use arrayvec::ArrayVec;
 use dpdk_sys::{rte_eth_conf, rte_eth_dev_info};
 
+use super::device_info::DeviceInfo;
+use super::lease::Leases;
 pub use super::mbuf::{RxMbuf, TxMbuf};
-use super::mempool::Pool;
+use super::mempool::{Pool, no_memory};
 use super::queue::Wake;
 pub use super::queue::{EthdevRx, EthdevTx};
-use super::{MAX_MTU, Mac, Queues, VfCaps, VfConfig, VfLink, VfSpec, eal, pci, quirks, zero_copy};
+use super::{Mac, Queues, VfCaps, VfConfig, VfLink, VfSpec, eal, pci, quirks, zero_copy};
 use crate::error::{Error, Result};
+use crate::ethernet::{MAX_TSO_FRAME, MIN_MTU, TAGGED_HEADER};
 use crate::ring::BURST;
 
 /// Descriptors of each queue, where the driver has no other limits.
 const DESCRIPTORS: u16 = 512;
 
-/// Ethernet header and two VLAN tags; no FCS.
-pub(super) const L2_HEADER: u32 = 14 + 2 * 4;
-
-/// Longest frame a guest may have segmented: 64 KiB of IP behind an Ethernet header.
-const TSO_FRAME: u32 = 65535 + 14;
+/// As DPDK counts.
+const TSO_FRAME: u32 = MAX_TSO_FRAME as u32;
 
 /// Receive mbufs beyond the descriptors: those a lane holds, and those a driver refills ahead.
 const RX_SPARE: u32 = 256;
@@ -36,16 +36,17 @@ pub struct EthdevVf {
     bus: &'static CStr,
     name: CString,
     port: u16,
+    /// Number of the kernel's interface that it is on; 0: on none.
+    interface: u32,
     caps: VfCaps,
     configured: Option<Configured>,
     started: bool,
+    leases: Leases,
 }
 
 #[derive(Debug)]
 struct Configured {
     queues: u16,
-    /// What the pools were made for.
-    mtu: u16,
     /// Held until the device is closed: until then it has mbufs of theirs.
     _pools: Vec<Arc<Pool>>,
     wakes: Vec<Arc<Wake>>,
@@ -72,6 +73,7 @@ impl EthdevVf {
                 return Err(Error::Invalid(format!("{spec} is not a DPDK device")));
             }
         };
+        quirks::require_interface(spec)?;
         let text = |text| CString::new(text).map_err(|e| Error::Invalid(format!("{spec} contains a NUL: {e}")));
         let (name, args) = (text(name)?, text(args)?);
         // Memory of VFs that left frames in a ring between vdevs may be free by now.
@@ -104,14 +106,17 @@ impl EthdevVf {
             hint: "the driver made no Ethernet device; use a network device",
         });
         let made = vf.and_then(|port| {
+            let info = DeviceInfo::of(port, spec)?;
             Ok(Self {
-                caps: caps_of(spec, &info_of(port, spec)?),
+                caps: info.caps(spec),
+                interface: info.0.if_index,
                 spec: spec.clone(),
                 bus,
                 name: name.clone(),
                 port,
                 configured: None,
                 started: false,
+                leases: Leases::default(),
             })
         });
         if made.is_err() {
@@ -130,13 +135,13 @@ impl EthdevVf {
         if self.configured.is_some() {
             return Err(Error::Invalid(format!("{} is configured already", self.spec)));
         }
-        if config.queues == 0 || config.mtu < 68 || config.mtu > self.caps.max_mtu {
+        if config.queues == 0 || config.mtu < MIN_MTU || config.mtu > self.caps.max_mtu {
             return Err(Error::Invalid(format!(
-                "{} queue pairs with MTU {}: {} takes at least one pair and an MTU of 68 to {}",
+                "{} queue pairs with MTU {}: {} takes at least one pair and an MTU of {MIN_MTU} to {}",
                 config.queues, config.mtu, self.spec, self.caps.max_mtu
             )));
         }
-        let info = info_of(self.port, &self.spec)?;
+        let info = DeviceInfo::of(self.port, &self.spec)?;
         let queues = config.queues.min(self.caps.max_queues);
         self.configure_device(&info, queues, config.mtu)?;
         self.set_device_mtu(&info, config.mtu)?;
@@ -154,10 +159,12 @@ impl EthdevVf {
         let node = unsafe { dpdk_sys::rte_eth_dev_socket_id(self.port) };
         let room = data_room(config.mtu).max(quirks::least_data_room(&self.spec));
         let (tx_room, tx_max) = self.tx_sizes(&info, room);
-        let per_queue = u32::from(tx_descriptors) + if self.caps_tso(&info) { 1536 } else { 512 };
+        let per_queue = u32::from(tx_descriptors) + if info.segments() { 1536 } else { 512 };
         let lends = zero_copy::returns(&self.spec, &self.caps.driver).is_some();
-        let shared =
-            if lends { None } else { Some(Arc::new(Pool::send(u32::from(queues) * per_queue - 1, tx_room, node)?)) };
+        let shared = match lends {
+            true => None,
+            false => Some(Arc::new(Pool::send(u32::from(queues) * per_queue - 1, tx_room, node)?)),
+        };
         let (mut tx, mut rx) = (Vec::new(), Vec::new());
         let mut pools: Vec<_> = shared.iter().cloned().collect();
         for queue in 0..queues {
@@ -171,7 +178,7 @@ impl EthdevVf {
                     std::ptr::null(),
                 )
             };
-            self.check("rte_eth_tx_queue_setup", rc, "ask for fewer queues")?;
+            self.check("rte_eth_tx_queue_setup", rc, QUEUE_SETUP)?;
             let pool = match &shared {
                 Some(pool) => Arc::clone(pool),
                 None => Arc::new(Pool::lending(per_queue, tx_room, node)?),
@@ -188,6 +195,7 @@ impl EthdevVf {
                 lends,
                 lent: 0,
                 lenders: ArrayVec::new(),
+                _lease: self.leases.lease(),
             });
 
             let pool = Arc::new(Pool::receive(u32::from(rx_descriptors) + RX_SPARE, room, node)?);
@@ -206,32 +214,30 @@ impl EthdevVf {
             };
             if rc < 0 {
                 // What the driver took stays with it until it is closed.
-                self.keep(queues, config.mtu, pools);
-                return Err(self
-                    .check("rte_eth_rx_queue_setup", rc, "ask for fewer queues or a smaller MTU")
-                    .unwrap_err());
+                self.keep(queues, pools);
+                return Err(self.check("rte_eth_rx_queue_setup", rc, QUEUE_SETUP).unwrap_err());
             }
-            rx.push(EthdevRx { port: self.port, queue, pool, wake: Wake::none() });
+            rx.push(EthdevRx { port: self.port, queue, pool, wake: Wake::none(), _lease: self.leases.lease() });
         }
-        self.keep(queues, config.mtu, pools);
+        self.keep(queues, pools);
         if let Some(configured) = &mut self.configured {
             configured.wakes = rx.iter().map(|rx| Arc::clone(&rx.wake)).collect();
         }
         Ok(Queues::Ethdev(tx, rx))
     }
 
-    fn keep(&mut self, queues: u16, mtu: u16, pools: Vec<Arc<Pool>>) {
-        self.configured = Some(Configured { queues, mtu, _pools: pools, wakes: Vec::new() });
+    fn keep(&mut self, queues: u16, pools: Vec<Arc<Pool>>) {
+        self.configured = Some(Configured { queues, _pools: pools, wakes: Vec::new() });
     }
 
     /// `rte_eth_dev_configure`, with receive interrupts where the driver takes them.
-    fn configure_device(&self, info: &rte_eth_dev_info, queues: u16, mtu: u16) -> Result<()> {
+    fn configure_device(&self, info: &DeviceInfo, queues: u16, mtu: u16) -> Result<()> {
         let mut conf = rte_eth_conf::default();
-        conf.rxmode.mtu = u32::from(mtu.min(claimed_max_mtu(info)));
-        conf.rxmode.offloads = rx_offloads(info);
-        conf.txmode.offloads = tx_offloads(info);
+        conf.rxmode.mtu = u32::from(mtu.min(info.max_mtu()));
+        conf.rxmode.offloads = info.rx_offloads();
+        conf.txmode.offloads = info.tx_offloads();
         let hashed =
-            info.flow_type_rss_offloads & (dpdk_sys::SHIM_RSS_IP | dpdk_sys::SHIM_RSS_TCP | dpdk_sys::SHIM_RSS_UDP);
+            info.0.flow_type_rss_offloads & (dpdk_sys::SHIM_RSS_IP | dpdk_sys::SHIM_RSS_TCP | dpdk_sys::SHIM_RSS_UDP);
         if queues > 1 && hashed != 0 {
             conf.rxmode.mq_mode = dpdk_sys::SHIM_MQ_RX_RSS;
             conf.rx_adv_conf.rss_conf.rss_hf = hashed;
@@ -251,8 +257,8 @@ impl EthdevVf {
     }
 
     /// Sets the device's own MTU. Drivers that know no MTU (net_ring) take any frame.
-    fn set_device_mtu(&self, info: &rte_eth_dev_info, mtu: u16) -> Result<()> {
-        if mtu > claimed_max_mtu(info) {
+    fn set_device_mtu(&self, info: &DeviceInfo, mtu: u16) -> Result<()> {
+        if mtu > info.max_mtu() {
             return quirks::set_mtu_beyond_claim(&self.spec, mtu);
         }
         // SAFETY: takes numbers.
@@ -283,20 +289,16 @@ impl EthdevVf {
         if self.is_vdev() { 0 } else { 17 }
     }
 
-    fn caps_tso(&self, info: &rte_eth_dev_info) -> bool {
-        tx_offloads(info) & dpdk_sys::SHIM_TX_OFFLOAD_TCP_TSO != 0
-    }
-
     /// Bytes per mbuf and per frame to send: with segmentation, 64 KiB in no more mbufs than the device takes.
-    fn tx_sizes(&self, info: &rte_eth_dev_info, room: u16) -> (u16, u32) {
+    fn tx_sizes(&self, info: &DeviceInfo, room: u16) -> (u16, u32) {
         if !self.caps.multi_segment {
             return (room, room.into());
         }
-        let most = match info.tx_desc_lim.nb_seg_max {
+        let most = match info.0.tx_desc_lim.nb_seg_max {
             0 => u32::from(u16::MAX),
             most => u32::from(most),
         };
-        let wanted = if self.caps_tso(info) { TSO_FRAME.div_ceil(most) } else { 0 };
+        let wanted = if info.segments() { TSO_FRAME.div_ceil(most) } else { 0 };
         // A data room is 16 bits, headroom included.
         let room = wanted.max(room.into()).next_multiple_of(64).min(65024);
         (room as u16, TSO_FRAME.min(room.saturating_mul(most)))
@@ -334,6 +336,7 @@ impl EthdevVf {
     ///
     /// net_tap and net_virtio keep the buffers they posted until they are removed; the others give all back.
     pub(super) fn stop(&mut self) -> Result<()> {
+        self.leases.require_none(&self.spec)?;
         if !self.started {
             return Ok(());
         }
@@ -353,7 +356,7 @@ impl EthdevVf {
     fn drain(&self, queue: u16) {
         let mut mbufs = [std::ptr::null_mut(); BURST];
         for _ in 0..DRAIN / BURST {
-            // SAFETY: no lane uses the queue; room for BURST; what comes is ours.
+            // SAFETY: the queues are home (see `stop`); room for BURST; what comes is ours.
             unsafe {
                 let n = dpdk_sys::shim_rx_burst(self.port, queue, mbufs.as_mut_ptr(), BURST as u16);
                 dpdk_sys::rte_pktmbuf_free_bulk(mbufs.as_mut_ptr(), n.into());
@@ -362,17 +365,6 @@ impl EthdevVf {
                 }
             }
         }
-    }
-
-    pub(super) fn set_mtu(&mut self, mtu: u16) -> Result<()> {
-        let most = self.configured.as_ref().map_or(0, |c| c.mtu);
-        if mtu < 68 || mtu > most {
-            return Err(Error::Invalid(format!(
-                "MTU {mtu}: {} was configured for 68 to {most}; detach it to go beyond",
-                self.spec
-            )));
-        }
-        self.set_device_mtu(&info_of(self.port, &self.spec)?, mtu)
     }
 
     pub(super) fn set_mac(&self, mac: Mac) -> Result<()> {
@@ -390,11 +382,12 @@ impl EthdevVf {
     }
 
     pub(super) fn point_reta(&mut self, queues: &[u16]) -> bool {
-        let Ok(info) = info_of(self.port, &self.spec) else {
+        let Ok(info) = DeviceInfo::of(self.port, &self.spec) else {
             return false;
         };
-        let size = usize::from(info.reta_size);
-        if size == 0 || queues.is_empty() {
+        let size = usize::from(info.0.reta_size);
+        let spreads = self.configured.as_ref().is_some_and(|configured| configured.queues > 1);
+        if size == 0 || queues.is_empty() || !spreads {
             return false;
         }
         let group = dpdk_sys::SHIM_RETA_GROUP as usize;
@@ -404,7 +397,7 @@ impl EthdevVf {
             table[entry / group].reta[entry % group] = *queue;
         }
         // SAFETY: the table covers `reta_size` entries.
-        unsafe { dpdk_sys::rte_eth_dev_rss_reta_update(self.port, table.as_mut_ptr(), info.reta_size) == 0 }
+        unsafe { dpdk_sys::rte_eth_dev_rss_reta_update(self.port, table.as_mut_ptr(), info.0.reta_size) == 0 }
     }
 
     pub(super) fn link(&self) -> VfLink {
@@ -418,9 +411,23 @@ impl EthdevVf {
                 up: known && dpdk_sys::shim_link_is_up(&link) != 0,
                 // "Unknown" is all ones.
                 speed: if link.link_speed == u32::MAX { 0 } else { link.link_speed },
-                // All zeroes: a device without an address (net_ring).
+                // Drivers that know no addresses (net_ring) say it is all zeros.
                 mac: (addressed && address.addr_bytes != [0; 6]).then_some(Mac(address.addr_bytes)),
             }
+        }
+    }
+
+    /// See [`super::Vf::require_present`].
+    pub(super) fn require_present(&self) -> Result<()> {
+        match &self.spec {
+            VfSpec::Pci(_) if self.link().up => Ok(()),
+            VfSpec::Pci(address) => pci::require_usable(*address),
+            // Some of them are always up (net_af_packet).
+            _ if self.interface != 0 && !interface_exists(self.interface) => Err(Error::VfAbsent(format!(
+                "the interface of {} was deleted while it was in use; it is looked for again each second",
+                self.spec
+            ))),
+            _ => Ok(()),
         }
     }
 
@@ -447,8 +454,13 @@ impl EthdevVf {
 
     /// See [`super::Vf::remove`].
     pub(super) fn remove(mut self) -> Result<()> {
+        if let Err(error) = self.leases.require_none(&self.spec) {
+            // The device goes on, with its pools.
+            std::mem::forget(self);
+            return Err(error);
+        }
         let stopped = self.stop();
-        // SAFETY: nobody uses the port: its queues were dropped (see `Vf`).
+        // SAFETY: nobody uses the port: its queues were dropped.
         let closed = unsafe { dpdk_sys::rte_eth_dev_close(self.port) };
         // SAFETY: as above; called on the device thread only.
         let removed = unsafe { dpdk_sys::rte_eal_hotplug_remove(self.bus.as_ptr(), self.name.as_ptr()) };
@@ -466,13 +478,26 @@ impl EthdevVf {
     }
 }
 
-const DEFECT: &str = "restart the daemon, and report this";
+/// Whether the kernel has an interface of this number.
+fn interface_exists(index: u32) -> bool {
+    let mut name = [0; libc::IF_NAMESIZE];
+    // SAFETY: room for a name.
+    unsafe { !libc::if_indextoname(index, name.as_mut_ptr()).is_null() }
+}
 
-fn check(call: &'static str, subject: impl FnOnce() -> String, rc: c_int, hint: &'static str) -> Result<()> {
+/// Some drivers (net_tap) do not say that it was memory.
+const QUEUE_SETUP: &str =
+    "see the lines on stderr; give DPDK more memory (hugepages, --memory), or ask for fewer queues or a smaller MTU";
+pub(super) const DEFECT: &str = "restart the daemon, and report this";
+
+pub(super) fn check(call: &'static str, subject: impl FnOnce() -> String, rc: c_int, hint: &'static str) -> Result<()> {
     if rc >= 0 {
         return Ok(());
     }
-    Err(Error::Dpdk { call, subject: subject(), errno: -rc, hint })
+    match -rc {
+        libc::ENOMEM => Err(no_memory(&format!("{} ({call})", subject()))),
+        errno => Err(Error::Dpdk { call, subject: subject(), errno, hint }),
+    }
 }
 
 /// The ethdev of a device. Its own name may differ from the device's, so the device is compared.
@@ -489,70 +514,16 @@ fn port_of(name: &CStr) -> Option<u16> {
     })
 }
 
-fn info_of(port: u16, spec: &VfSpec) -> Result<rte_eth_dev_info> {
-    let mut info = rte_eth_dev_info::default();
-    // SAFETY: the struct is ours.
-    let rc = unsafe { dpdk_sys::rte_eth_dev_info_get(port, &mut info) };
-    check("rte_eth_dev_info_get", || spec.to_string(), rc, DEFECT)?;
-    Ok(info)
-}
-
-fn tx_offloads(info: &rte_eth_dev_info) -> u64 {
-    let has = |wanted: u64| info.tx_offload_capa & wanted == wanted;
-    let checksums = dpdk_sys::SHIM_TX_OFFLOAD_TCP_CKSUM | dpdk_sys::SHIM_TX_OFFLOAD_UDP_CKSUM;
-    // DPDK's TSO sets the IPv4 checksum of each segment, and its frames come in several mbufs.
-    let segmentation = dpdk_sys::SHIM_TX_OFFLOAD_TCP_TSO
-        | dpdk_sys::SHIM_TX_OFFLOAD_IPV4_CKSUM
-        | dpdk_sys::SHIM_TX_OFFLOAD_MULTI_SEGS
-        | checksums;
-    [dpdk_sys::SHIM_TX_OFFLOAD_MULTI_SEGS, checksums, segmentation]
-        .into_iter()
-        .filter(|&wanted| has(wanted))
-        .fold(0, |all, wanted| all | wanted)
-}
-
-fn rx_offloads(info: &rte_eth_dev_info) -> u64 {
-    let checksums = dpdk_sys::SHIM_RX_OFFLOAD_TCP_CKSUM | dpdk_sys::SHIM_RX_OFFLOAD_UDP_CKSUM;
-    if info.rx_offload_capa & checksums == checksums { checksums } else { 0 }
-}
-
-fn caps_of(spec: &VfSpec, info: &rte_eth_dev_info) -> VfCaps {
-    // SAFETY: DPDK sets the driver's name; it lives as long as the driver.
-    let driver = unsafe { text(info.driver_name) };
-    let (rx, tx) = (rx_offloads(info), tx_offloads(info));
-    VfCaps {
-        max_queues: info.max_rx_queues.min(info.max_tx_queues).min(quirks::max_queues(&driver)),
-        max_mtu: quirks::max_mtu(spec).unwrap_or_else(|| claimed_max_mtu(info)),
-        tx_checksum: tx & dpdk_sys::SHIM_TX_OFFLOAD_TCP_CKSUM != 0,
-        tso: tx & dpdk_sys::SHIM_TX_OFFLOAD_TCP_TSO != 0 && quirks::segments_soundly(&driver),
-        rx_checksum: rx != 0,
-        multi_segment: tx & dpdk_sys::SHIM_TX_OFFLOAD_MULTI_SEGS != 0,
-        rx_interrupt: false,
-        driver,
-    }
-}
-
-/// What `rte_eth_dev_configure` accepts: the MTU limit, and the frame limit less the driver's overhead.
-fn claimed_max_mtu(info: &rte_eth_dev_info) -> u16 {
-    let most = u32::from(info.max_mtu);
-    let overhead = match info.max_rx_pktlen.checked_sub(most) {
-        Some(overhead) if info.max_mtu != u16::MAX => overhead,
-        _ => 14 + 4,
-    };
-    let most = most.min(info.max_rx_pktlen.saturating_sub(overhead));
-    most.min(MAX_MTU.into()) as u16
-}
-
 /// Bytes of an mbuf behind its headroom, such that a received frame is one segment: igb and ixgbe round the size down
 /// to a KiB, the others to less.
 fn data_room(mtu: u16) -> u16 {
-    let frame = u32::from(mtu) + L2_HEADER;
+    let frame = u32::from(mtu) + TAGGED_HEADER as u32;
     frame.max(2048).next_multiple_of(1024) as u16
 }
 
 /// # Safety
 /// A NUL-terminated string, or null.
-unsafe fn text(raw: *const std::ffi::c_char) -> String {
+pub(super) unsafe fn text(raw: *const std::ffi::c_char) -> String {
     if raw.is_null() {
         return String::new();
     }
@@ -563,26 +534,15 @@ unsafe fn text(raw: *const std::ffi::c_char) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ethernet::MAX_MTU;
 
     #[test]
     fn a_received_frame_fits_one_mbuf_also_where_the_driver_rounds_down() {
-        for mtu in 68..=MAX_MTU {
+        for mtu in MIN_MTU..=MAX_MTU {
             let room = u32::from(data_room(mtu));
-            assert!(room / 1024 * 1024 >= u32::from(mtu) + L2_HEADER);
+            assert!(room / 1024 * 1024 >= u32::from(mtu) + TAGGED_HEADER as u32);
         }
         assert_eq!(data_room(1500), 2048);
         assert_eq!(data_room(9000), 9216);
-    }
-
-    #[test]
-    fn the_mtu_is_limited_by_the_longest_frame() {
-        let mut info = rte_eth_dev_info { max_mtu: u16::MAX, max_rx_pktlen: 1522, ..Default::default() };
-        assert_eq!(claimed_max_mtu(&info), 1504);
-        info.max_rx_pktlen = u32::MAX;
-        assert_eq!(claimed_max_mtu(&info), MAX_MTU);
-        (info.max_mtu, info.max_rx_pktlen) = (9706, 9728);
-        assert_eq!(claimed_max_mtu(&info), MAX_MTU);
-        (info.max_mtu, info.max_rx_pktlen) = (2000, 2022);
-        assert_eq!(claimed_max_mtu(&info), 2000);
     }
 }

@@ -232,12 +232,11 @@ impl Pool {
             unsafe { create(size, room, node, private, stack) }
         });
         match made {
-            Some(raw) => Ok(Self { raw, stack: Some(stack), size }),
-            None => {
-                let errno = errno();
+            Ok(raw) => Ok(Self { raw, stack: Some(stack), size }),
+            Err((call, errno)) => {
                 // SAFETY: the pool that knew it is gone.
                 drop(unsafe { Box::from_raw(stack.as_ptr()) });
-                Err(no_pool("rte_mempool_create_empty", size, room, errno))
+                Err(no_pool(call, size, room, errno))
             }
         }
     }
@@ -246,11 +245,12 @@ impl Pool {
     pub(super) fn send(size: u32, room: u16, node: c_int) -> Result<Self> {
         let raw = on_node(node, |node| {
             // SAFETY: plain values and a NUL-terminated name.
-            NonNull::new(unsafe {
+            let pool = unsafe {
                 dpdk_sys::rte_pktmbuf_pool_create(name("send").as_ptr(), size, SEND_CACHE, 0, headroom() + room, node)
-            })
+            };
+            NonNull::new(pool).ok_or_else(errno)
         })
-        .ok_or_else(|| no_pool("rte_pktmbuf_pool_create", size, room, errno()))?;
+        .map_err(|errno| no_pool("rte_pktmbuf_pool_create", size, room, errno))?;
         Ok(Self { raw, stack: None, size })
     }
 
@@ -304,6 +304,8 @@ impl Drop for Pool {
     }
 }
 
+/// The pool, or what failed with which errno.
+///
 /// # Safety
 /// `stack` holds `size` mbufs and outlives the pool.
 unsafe fn create(
@@ -312,7 +314,7 @@ unsafe fn create(
     node: c_int,
     private: u16,
     stack: NonNull<Stack>,
-) -> Option<NonNull<rte_mempool>> {
+) -> Result<NonNull<rte_mempool>, (&'static str, c_int)> {
     let mut layout = rte_pktmbuf_pool_private {
         mbuf_data_room_size: headroom() + room,
         mbuf_priv_size: private,
@@ -330,28 +332,31 @@ unsafe fn create(
             size_of::<rte_pktmbuf_pool_private>() as c_uint,
             node,
             0,
-        ))?;
+        ))
+        .ok_or_else(|| ("rte_mempool_create_empty", errno()))?;
         let raw = pool.as_ptr();
         let ops = OPS_NAME.as_ptr().cast();
-        if dpdk_sys::rte_mempool_set_ops_byname(raw, ops, stack.as_ptr().cast()) != 0 {
+        let set = dpdk_sys::rte_mempool_set_ops_byname(raw, ops, stack.as_ptr().cast());
+        if set != 0 {
             dpdk_sys::rte_mempool_free(raw);
-            return None;
+            return Err(("rte_mempool_set_ops_byname", -set));
         }
         dpdk_sys::rte_pktmbuf_pool_init(raw, ptr::from_mut(&mut layout).cast());
         let filled = dpdk_sys::rte_mempool_populate_default(raw);
         if filled != size.cast_signed() {
             dpdk_sys::rte_mempool_free(raw);
-            return None;
+            // Its own errno, or not as many as asked for: rte_errno is of no use, later calls have set it.
+            return Err(("rte_mempool_populate_default", if filled < 0 { -filled } else { libc::ENOMEM }));
         }
         dpdk_sys::rte_mempool_obj_iter(raw, Some(dpdk_sys::rte_pktmbuf_init), ptr::null_mut());
-        Some(pool)
+        Ok(pool)
     }
 }
 
 /// Tries the device's NUMA node, then any.
-fn on_node<T>(node: c_int, mut make: impl FnMut(c_int) -> Option<T>) -> Option<T> {
+fn on_node<T, E>(node: c_int, mut make: impl FnMut(c_int) -> Result<T, E>) -> Result<T, E> {
     const ANY: c_int = -1;
-    make(node).or_else(|| if node == ANY { None } else { make(ANY) })
+    make(node).or_else(|error| if node == ANY { Err(error) } else { make(ANY) })
 }
 
 /// A name no other pool of the process has.
@@ -365,12 +370,19 @@ fn headroom() -> u16 {
     dpdk_sys::SHIM_HEADROOM as u16
 }
 
+/// DPDK's memory is used up.
+pub(super) fn no_memory(what: &str) -> Error {
+    // SAFETY: EAL is initialised.
+    let more = match unsafe { dpdk_sys::rte_eal_has_hugepages() } {
+        0 => "start the daemon with more --memory",
+        _ => "reserve more hugepages (vm.nr_hugepages)",
+    };
+    Error::Exhausted(format!("no DPDK memory for {what}; {more}, or ask for fewer queues or a smaller MTU"))
+}
+
 fn no_pool(call: &'static str, size: u32, room: u16, errno: i32) -> Error {
     match errno {
-        libc::ENOMEM => Error::Exhausted(format!(
-            "no DPDK memory for {size} buffers of {room} bytes; reserve more hugepages \
-             (vm.nr_hugepages), or ask for fewer queues or a smaller MTU"
-        )),
+        libc::ENOMEM | libc::ENOBUFS => no_memory(&format!("{size} buffers of {room} bytes")),
         errno => Error::Dpdk {
             call,
             subject: format!("{size} buffers of {room} bytes"),

@@ -5,9 +5,12 @@
 //! [`TxQueue`] and [`RxQueue`], chosen once when the lane is built.
 
 #[cfg(feature = "dpdk")]
+mod device_info;
+#[cfg(feature = "dpdk")]
 pub mod eal;
 #[cfg(feature = "dpdk")]
 pub mod ethdev;
+mod lease;
 #[cfg(feature = "dpdk")]
 mod mbuf;
 #[cfg(feature = "dpdk")]
@@ -37,15 +40,12 @@ use crate::ring::{BURST, Gather};
 // `TxQueue::send` has a bit for each frame.
 const _: () = assert!(BURST <= u32::BITS as usize);
 
-/// Largest MTU a port can have: jumbo frames, and what 9216-byte switches carry.
-pub const MAX_MTU: u16 = 9216;
-
 /// What a VF is asked to be; fixed from configure to removal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VfConfig {
     /// Queue pairs wanted; the VF gets as many of them as it has.
     pub queues: u16,
-    /// Largest layer-3 packet, in bytes, 68 to 9216.
+    /// Largest layer-3 packet, in bytes, [`crate::ethernet::MIN_MTU`] to [`crate::ethernet::MAX_MTU`].
     pub mtu: u16,
     /// MAC to set; `None` keeps the VF's own.
     pub mac: Option<Mac>,
@@ -120,7 +120,8 @@ pub trait TxQueue: Send + 'static {
     /// Its frames.
     type Packet: TxPacket;
     /// Copies the rest of `source` into a new frame; `None` when the pool is dry, or when the frame is longer than
-    /// the VF takes: a frame of the configured MTU with two VLAN tags, or 65549 bytes with `tso`.
+    /// the VF takes: a frame of the configured MTU with two VLAN tags, or with `tso`
+    /// [`crate::ethernet::MAX_TSO_FRAME`].
     fn copy(&mut self, source: &mut impl Gather) -> Option<Self::Packet>;
     /// Offers the frames, in order; those that were taken leave `burst` (a prefix). Returns their
     /// number. A frame that the driver's tx_prepare refuses is dropped, counts as taken, and sets the bit of
@@ -186,8 +187,8 @@ pub enum Queues {
     Ethdev(Vec<ethdev::EthdevTx>, Vec<ethdev::EthdevRx>),
 }
 
-/// A probed VF. Life: `probe` (device thread) → `configure` → `start` ⇄ `stop` (port thread) →
-/// `remove` (device thread). Queues handed out by `configure` must be dropped before `remove`.
+/// A probed VF. Life: `probe` (device thread) → `configure` → `start` → `stop` (port thread) →
+/// `remove` (device thread). As long as a queue handed out by `configure` lives, `stop` and `remove` are refused.
 #[derive(Debug)]
 pub enum Vf {
     /// Plain Rust.
@@ -239,21 +240,13 @@ impl Vf {
         }
     }
 
-    /// Stops it; every buffer the device held is back afterwards. No lane may be using its queues.
+    /// Stops it; every buffer the device held is back afterwards. [`crate::Error::Conflict`], and nothing is done,
+    /// if one of its queues was not dropped.
     pub fn stop(&mut self) -> Result<()> {
         match self {
             Self::Soft(vf) => vf.stop(),
             #[cfg(feature = "dpdk")]
             Self::Ethdev(vf) => vf.stop(),
-        }
-    }
-
-    /// Changes the MTU of a configured VF, if it can; the pools stay, so only up to the configured size.
-    pub fn set_mtu(&mut self, mtu: u16) -> Result<()> {
-        match self {
-            Self::Soft(vf) => vf.set_mtu(mtu),
-            #[cfg(feature = "dpdk")]
-            Self::Ethdev(vf) => vf.set_mtu(mtu),
         }
     }
 
@@ -284,6 +277,16 @@ impl Vf {
         }
     }
 
+    /// [`crate::Error::VfAbsent`] if the device, or the kernel's interface that it is on, has gone: it is to be
+    /// stopped, removed, and probed again.
+    pub fn require_present(&self) -> Result<()> {
+        match self {
+            Self::Soft(_) => Ok(()),
+            #[cfg(feature = "dpdk")]
+            Self::Ethdev(vf) => vf.require_present(),
+        }
+    }
+
     /// The driver's extended statistics.
     pub fn xstats(&self) -> Vec<(String, u64)> {
         match self {
@@ -293,7 +296,8 @@ impl Vf {
         }
     }
 
-    /// Closes and removes the device; every hugepage of it is returned. Device thread only.
+    /// Closes and removes the device; every hugepage of it is returned. Device thread only. If one of its queues
+    /// was not dropped, that is an error, and the device stays for the rest of the process.
     pub fn remove(self) -> Result<()> {
         match self {
             Self::Soft(vf) => vf.remove(),

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, Ordering::Relaxed};
 
 use arrayvec::ArrayVec;
 
+use super::lease::Lease;
 use super::mbuf::{Mbuf, RxMbuf, TxMbuf};
 use super::mempool::{Pool, Stack};
 use super::{RxQueue, TxQueue};
@@ -33,6 +34,7 @@ pub struct EthdevTx {
     pub(super) lent: u32,
     /// The memories that lent frames are in, at least as long as they are out.
     pub(super) lenders: ArrayVec<Arc<GuestMemory>, LENDERS>,
+    pub(super) _lease: Lease,
 }
 
 /// Memory tables that frames of a queue may be in at a time: changes of a guest's memory that overtake frames.
@@ -244,6 +246,7 @@ pub struct EthdevRx {
     pub(super) queue: u16,
     pub(super) pool: Arc<Pool>,
     pub(super) wake: Arc<Wake>,
+    pub(super) _lease: Lease,
 }
 
 impl RxQueue for EthdevRx {
@@ -270,7 +273,7 @@ impl RxQueue for EthdevRx {
 
     fn interrupt_fd(&self) -> Option<BorrowedFd<'_>> {
         let fd = self.wake.fd.load(Relaxed);
-        // SAFETY: the driver keeps the fd open while the VF runs, and lanes look at it only then.
+        // SAFETY: the driver keeps the fd open until the VF is stopped, and it is not while we have its lease.
         (fd >= 0).then(|| unsafe { BorrowedFd::borrow_raw(fd) })
     }
 

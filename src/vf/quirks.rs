@@ -2,9 +2,9 @@
 
 use std::ffi::CString;
 
-use super::ethdev::L2_HEADER;
-use super::{MAX_MTU, VfSpec};
+use super::VfSpec;
 use crate::error::{Error, Result};
+use crate::ethernet::{MAX_MTU, TAGGED_HEADER};
 
 const AF_PACKET: &str = "net_af_packet";
 
@@ -13,7 +13,7 @@ const AF_PACKET: &str = "net_af_packet";
 pub(super) fn max_mtu(spec: &VfSpec) -> Option<u16> {
     /// Up to the Ethernet header: TPACKET2_HDRLEN + 16, aligned to 16, less the header (packet(7)).
     const KERNEL_HEADERS: u32 = 66;
-    let most = af_packet_frame(spec)?.saturating_sub(KERNEL_HEADERS + L2_HEADER);
+    let most = af_packet_frame(spec)?.saturating_sub(KERNEL_HEADERS + TAGGED_HEADER as u32);
     Some(most.min(MAX_MTU.into()) as u16)
 }
 
@@ -29,6 +29,27 @@ pub(super) fn least_data_room(spec: &VfSpec) -> u16 {
     /// A pool's data room is 16 bits, headroom included.
     const MOST: u32 = 65024;
     af_packet_frame(spec).map_or(0, |frame| frame.min(MOST) as u16)
+}
+
+/// net_af_packet and net_af_xdp are on an interface that is there already. Without it they fail with no more than an
+/// errno, and lines on stderr.
+pub(super) fn require_interface(spec: &VfSpec) -> Result<()> {
+    if !matches!(spec.vdev_driver(), Some(AF_PACKET | "net_af_xdp")) {
+        return Ok(());
+    }
+    let Some(interface) = argument(spec, "iface") else {
+        return Err(Error::Invalid(format!("{spec} names no interface; add one: {spec},iface=NAME")));
+    };
+    let exists = CString::new(interface).is_ok_and(|name| {
+        // SAFETY: a NUL-terminated string.
+        unsafe { libc::if_nametoindex(name.as_ptr()) != 0 }
+    });
+    if exists {
+        return Ok(());
+    }
+    Err(Error::Invalid(format!(
+        "there is no interface {interface:?} for {spec}; create it (ip link add) or correct iface"
+    )))
 }
 
 fn af_packet_frame(spec: &VfSpec) -> Option<u32> {
@@ -79,6 +100,16 @@ fn argument<'a>(spec: &'a VfSpec, wanted: &str) -> Option<&'a str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_missing_interface_is_named() {
+        let error = |text: &str| require_interface(&text.parse().unwrap()).unwrap_err().to_string();
+        assert!(error("vdev:net_af_packet0,iface=none-such").contains("\"none-such\""));
+        assert!(error("vdev:net_af_packet0").contains("vdev:net_af_packet0,iface=NAME"));
+        require_interface(&"vdev:net_af_packet0,iface=lo".parse().unwrap()).unwrap();
+        // net_tap makes its own.
+        require_interface(&"vdev:net_tap0,iface=none-such".parse().unwrap()).unwrap();
+    }
 
     #[test]
     fn af_packet_carries_what_its_ring_holds() {

@@ -1,16 +1,18 @@
 //! VFs in plain Rust: `soft:null` and `soft:loop`, for tests, benches and builds without DPDK.
 
 use std::mem;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst, fence};
 
 use arrayvec::ArrayVec;
 use crossbeam::queue::ArrayQueue;
-use rustix::event::{EventfdFlags, eventfd};
 
-use super::{MAX_MTU, Mac, Queues, RxPacket, RxQueue, TxOffload, TxPacket, TxQueue, VfCaps, VfConfig, VfLink, VfSpec};
+use super::lease::{Lease, Leases};
+use super::{Mac, Queues, RxPacket, RxQueue, TxOffload, TxPacket, TxQueue, VfCaps, VfConfig, VfLink, VfSpec};
 use crate::error::{Error, Result};
+use crate::ethernet::{MAX_MTU, MAX_TSO_FRAME, MIN_MTU, TAGGED_HEADER};
+use crate::event::Event;
 use crate::ring::{BURST, Gather};
 
 /// Queue pairs of a soft VF.
@@ -18,12 +20,6 @@ const QUEUES: u16 = 32;
 
 /// Frames a looping queue holds, as many as an ethdev's ring has descriptors.
 const DEPTH: usize = 512;
-
-/// Ethernet header and two VLAN tags.
-const L2_HEADER: usize = 14 + 2 * 4;
-
-/// Longest frame to be segmented.
-const TSO_FRAME: usize = 65_535 + 14;
 
 /// Where the frames go that a soft VF takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,9 +39,12 @@ pub struct SoftVf {
     far: Far,
     caps: VfCaps,
     mac: Mac,
-    mtu: u16,
     started: bool,
     wires: Vec<Arc<Wire>>,
+    leases: Leases,
+    /// What a test's RSS table was pointed at.
+    #[cfg(test)]
+    tables: Vec<Vec<u16>>,
 }
 
 /// What the two queues of one number share.
@@ -57,7 +56,7 @@ struct Wire {
     /// Frames sent and not yet received; not of `soft:null`.
     frames: Option<ArrayQueue<SoftPacket>>,
     /// The interrupt of the receive queue, and whether it wants one; of `soft:loop`.
-    interrupt: Option<OwnedFd>,
+    interrupt: Option<Event>,
     armed: AtomicBool,
     /// Written by the transmit queue only.
     packets: AtomicU64,
@@ -74,10 +73,7 @@ impl Wire {
             free.push(buffer).expect("made for as many");
         }
         let interrupt = match far {
-            Far::Loop => Some(
-                eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)
-                    .map_err(|errno| Error::io("creating the interrupt of a soft VF")(errno.into()))?,
-            ),
+            Far::Loop => Some(Event::new("a soft VF")?),
             _ => None,
         };
         Ok(Arc::new(Self {
@@ -99,7 +95,7 @@ impl Wire {
             && self.armed.load(Relaxed)
             && self.armed.swap(false, Relaxed)
         {
-            let _ = rustix::io::write(interrupt, &1u64.to_ne_bytes());
+            interrupt.signal();
         }
     }
 }
@@ -116,9 +112,11 @@ impl SoftVf {
             caps: VfCaps { driver: spec.to_string(), max_queues: QUEUES, max_mtu: MAX_MTU, ..VfCaps::default() },
             // Locally administered; nothing filters by it.
             mac: Mac([0x02, 0, 0, 0, 0, 1]),
-            mtu: 0,
             started: false,
             wires: Vec::new(),
+            leases: Leases::default(),
+            #[cfg(test)]
+            tables: Vec::new(),
         })
     }
 
@@ -130,18 +128,17 @@ impl SoftVf {
         if !self.wires.is_empty() {
             return Err(Error::Invalid("the soft VF is configured already".into()));
         }
-        if config.queues == 0 || !(68..=MAX_MTU).contains(&config.mtu) {
+        if config.queues == 0 || !(MIN_MTU..=MAX_MTU).contains(&config.mtu) {
             return Err(Error::Invalid(format!(
-                "{} queue pairs with MTU {}: a soft VF takes 1 to {QUEUES} pairs and an MTU of 68 to {MAX_MTU}",
+                "{} queue pairs with MTU {}: a soft VF takes 1 to {QUEUES} pairs and an MTU of {MIN_MTU} to {MAX_MTU}",
                 config.queues, config.mtu
             )));
         }
-        self.mtu = config.mtu;
         self.mac = config.mac.unwrap_or(self.mac);
-        let longest = if self.caps.tso { TSO_FRAME } else { usize::from(config.mtu) + L2_HEADER };
+        let longest = if self.caps.tso { MAX_TSO_FRAME } else { usize::from(config.mtu) + TAGGED_HEADER };
         self.wires = (0..config.queues.min(QUEUES)).map(|_| Wire::new(self.far, longest)).collect::<Result<_>>()?;
-        let tx = self.wires.iter().map(|wire| SoftTx(Arc::clone(wire)));
-        let rx = self.wires.iter().map(|wire| SoftRx(Arc::clone(wire)));
+        let tx = self.wires.iter().map(|wire| SoftTx(Arc::clone(wire), self.leases.lease()));
+        let rx = self.wires.iter().map(|wire| SoftRx(Arc::clone(wire), self.leases.lease()));
         Ok(Queues::Soft(tx.collect(), rx.collect()))
     }
 
@@ -155,19 +152,10 @@ impl SoftVf {
 
     /// Frames on their way are dropped.
     pub(super) fn stop(&mut self) -> Result<()> {
+        self.leases.require_none(&self.caps.driver)?;
         self.started = false;
         for frames in self.wires.iter().filter_map(|wire| wire.frames.as_ref()) {
             while frames.pop().is_some() {}
-        }
-        Ok(())
-    }
-
-    pub(super) fn set_mtu(&mut self, mtu: u16) -> Result<()> {
-        if mtu < 68 || mtu > self.mtu {
-            return Err(Error::Invalid(format!(
-                "MTU {mtu}: the soft VF was configured for 68 to {}; detach it to go beyond",
-                self.mtu
-            )));
         }
         Ok(())
     }
@@ -179,6 +167,11 @@ impl SoftVf {
 
     /// Queue *i* loops to queue *i*: there is no table to point.
     pub(super) fn point_reta(&mut self, _queues: &[u16]) -> bool {
+        #[cfg(test)]
+        if self.far == Far::Test {
+            self.tables.push(_queues.to_vec());
+            return true;
+        }
         false
     }
 
@@ -208,6 +201,12 @@ impl SoftVf {
         Ok(Self { far: Far::Test, caps, ..Self::probe(&VfSpec::SoftNull)? })
     }
 
+    /// What the RSS table of a VF for tests was pointed at since the last time.
+    #[cfg(test)]
+    pub(crate) fn take_tables(&mut self) -> Vec<Vec<u16>> {
+        mem::take(&mut self.tables)
+    }
+
     /// What a VF for tests was given since the last time, and what it is to do with it.
     #[cfg(test)]
     pub(crate) fn take_sent(&mut self) -> Vec<(Vec<u8>, TxOffload)> {
@@ -221,11 +220,11 @@ impl SoftVf {
 
 /// Its transmit queue.
 #[derive(Debug)]
-pub struct SoftTx(Arc<Wire>);
+pub struct SoftTx(Arc<Wire>, #[allow(dead_code)] Lease);
 
 /// Its receive queue. Of `soft:loop`: queue *i* receives what was sent on queue *i*.
 #[derive(Debug)]
-pub struct SoftRx(Arc<Wire>);
+pub struct SoftRx(Arc<Wire>, #[allow(dead_code)] Lease);
 
 /// A frame in a buffer of ours; buffers are pooled, no allocation after configure.
 #[derive(Debug)]
@@ -348,7 +347,7 @@ impl RxQueue for SoftRx {
     fn disarm(&mut self) {
         self.0.armed.store(false, Relaxed);
         if let Some(interrupt) = &self.0.interrupt {
-            let _ = rustix::io::read(interrupt, &mut [0; 8]);
+            interrupt.take();
         }
     }
 }
@@ -422,6 +421,9 @@ mod tests {
         assert_eq!(rx[0].receive(&mut burst), BURST);
         assert_eq!(RxPacket::head(&burst[31]), frame(64, 31));
         drop(burst);
+        assert!(vf.stop().unwrap_err().to_string().contains("2 of its queues"));
+        assert!(vf.link().up);
+        drop((tx, rx));
         vf.stop().unwrap();
         let wire = &vf.wires[0];
         assert_eq!(wire.free.len(), wire.free.capacity());

@@ -165,6 +165,8 @@ fn requests_beyond_what_is_allowed_leave_nothing_behind() {
     daemon.stop();
 }
 
+/// Release builds of the daemon have no delay to ask for.
+#[cfg(debug_assertions)]
 #[test]
 fn a_slow_vf_delays_nobody_else() {
     use crate::support::daemon::Options;

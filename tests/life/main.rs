@@ -4,6 +4,7 @@ mod cycles;
 mod idle;
 mod reconnect;
 mod signals;
+mod start;
 #[path = "../support/mod.rs"]
 mod support;
 

@@ -33,7 +33,7 @@ pub fn available() -> Result<(), &'static str> {
     program("ip").map(|_| ()).ok_or("no iproute2")
 }
 
-fn ip(args: &[&str]) {
+pub fn ip(args: &[&str]) {
     let output = Command::new("ip").args(args).output().expect("ip");
     assert!(output.status.success(), "ip {args:?}: {}", String::from_utf8_lossy(&output.stderr));
 }

@@ -40,7 +40,10 @@ pub enum Command {
     /// All ports
     List,
     /// Everything about a port
-    Show { id: PortId },
+    Show {
+        /// Name of the port
+        id: PortId,
+    },
     /// Compare the ports with those that should be
     Sync {
         /// Ports that should be

@@ -59,7 +59,8 @@ pub fn totals(now: &Stats) -> String {
     });
     let mut text = table(header, rows, &[2, 3, 4, 5, 6, 7]);
     for port in now.ports.iter().filter(|port| !port.xstats.is_empty()) {
-        let _ = writeln!(text, "\n{}: counters of its VF's driver", port.id);
+        let age = port.xstats_age_ms.unwrap_or_default();
+        let _ = writeln!(text, "\n{}: counters of its VF's driver, {age} ms ago", port.id);
         for (name, value) in port.xstats.iter().filter(|(_, value)| **value > 0) {
             let _ = writeln!(text, "  {name} {value}");
         }

@@ -111,8 +111,8 @@ fn attributes_change_live_or_are_pending_until_the_guest_leaves() {
 #[test]
 fn a_change_that_needs_the_vf_set_up_anew_is_answered_when_it_is() {
     let mut desk = Desk::new();
+    // The VF was looked for just now: that is no reason to wait.
     desk.attach("a", TAP, "a").unwrap();
-    desk.wait(SECOND);
     desk.log();
     let token = desk.ask("port.attach", with(request("a", TAP, "a"), json!({"mtu": 9000})));
     desk.vf_breaks("a");
@@ -122,6 +122,38 @@ fn a_change_that_needs_the_vf_set_up_anew_is_answered_when_it_is() {
     }
     let answer = desk.answer(token).unwrap().unwrap();
     assert_eq!((&answer["port"]["state"], &answer["port"]["reason"]), (&json!("ready"), &Value::Null));
+    desk.log();
+    desk.vf_breaks("a");
+    desk.settle();
+    assert_eq!(desk.log(), ["remove a"], "a failure is");
+}
+
+#[test]
+fn a_vf_that_is_back_before_its_change_is_done_waits_for_it() {
+    let mut desk = Desk::new();
+    desk.attach("a", TAP, "a").unwrap();
+    let token = desk.ask("port.attach", with(request("a", TAP, "a"), json!({"mtu": 9000})));
+    desk.vf_breaks("a");
+    desk.done("remove a");
+    desk.done("probe a");
+    assert_eq!(desk.asked(), ["change a"]);
+    desk.done("change a");
+    assert_eq!(desk.config_asked().mtu, 9000);
+    desk.settle();
+    assert_eq!(desk.answer(token).unwrap().unwrap()["port"]["state"], "ready");
+}
+
+#[test]
+fn what_was_pending_is_set_up_as_soon_as_the_guest_leaves() {
+    let mut desk = Desk::new();
+    desk.attach("a", TAP, "a").unwrap();
+    desk.guest("a", true);
+    desk.call("port.attach", with(request("a", TAP, "a"), json!({"mtu": 9000}))).unwrap();
+    desk.log();
+    desk.guest("a", false);
+    desk.vf_breaks("a");
+    desk.settle();
+    assert_eq!(desk.log(), ["remove a", "probe a", "give a"]);
 }
 
 #[test]
@@ -319,6 +351,29 @@ fn a_vf_that_fails_is_removed_and_probed_again() {
 }
 
 #[test]
+fn a_vf_that_comes_back_under_a_guest_is_what_the_guest_was_offered() {
+    let mut desk = Desk::new();
+    desk.attach("a", TAP, "a").unwrap();
+    desk.guest("a", true);
+    let wanted = with(request("a", TAP, "a"), json!({"mtu": 9000, "queue_pairs": 4, "mac": "52:54:00:00:00:01"}));
+    assert_eq!(desk.call("port.attach", wanted).unwrap()["pending"], json!(["queue_pairs", "mtu"]));
+    let again = |desk: &mut Desk| {
+        desk.wait(SECOND);
+        desk.vf_breaks("a");
+        desk.done("remove a");
+        desk.done("probe a");
+        let config = desk.config_asked();
+        desk.done("give a");
+        (config.mtu, config.queues, config.mac)
+    };
+    let mac = Some("52:54:00:00:00:01".parse().unwrap());
+    assert_eq!(again(&mut desk), (1500, 1, mac), "what changes at once is in force");
+    assert_eq!(desk.show("a")["pending"], json!(["queue_pairs", "mtu"]));
+    desk.guest("a", false);
+    assert_eq!(again(&mut desk), (9000, 4, mac));
+}
+
+#[test]
 fn a_stand_in_is_used_for_an_absent_device_and_shown() {
     let mut desk = Desk::new();
     let answer = desk.attach("a", "0000:0e:00.0", "a").unwrap();
@@ -419,6 +474,24 @@ fn sync_lists_and_removes_on_request() {
 }
 
 #[test]
+fn sync_counts_a_port_that_goes_as_gone() {
+    let mut desk = Desk::new();
+    desk.attach("a", TAP, "a").unwrap();
+    desk.attach("b", OTHER_TAP, "b").unwrap();
+    let detach = desk.ask("port.detach", json!({"id": "a"}));
+    let sync = desk.ask("port.sync", json!({"ids": ["a", "b"]}));
+    assert_eq!(desk.answer(sync).unwrap().unwrap(), json!({"surplus": [], "missing": ["a"], "removed": false}));
+    let sync = desk.ask("port.sync", json!({"ids": ["b"]}));
+    assert_eq!(desk.answer(sync).unwrap().unwrap(), json!({"surplus": [], "missing": [], "removed": false}));
+    let sync = desk.ask("port.sync", json!({"ids": ["b"], "remove": true}));
+    assert_eq!(desk.answer(sync), None, "what is not in the set is gone when it is answered");
+    desk.settle();
+    assert_eq!(desk.answer(sync).unwrap().unwrap(), json!({"surplus": [], "missing": [], "removed": true}));
+    assert!(desk.answer(detach).unwrap().is_ok());
+    assert_eq!(desk.ids(), ["b"]);
+}
+
+#[test]
 fn wrong_requests_are_refused_and_touch_nothing() {
     let mut desk = Desk::new();
     let good = || request("a", TAP, "a");
@@ -469,6 +542,10 @@ fn stats_show_lanes_and_the_vf() {
     assert_eq!(port["guest_to_vf"]["packets"], 0);
     assert_eq!(port["vf_to_guest"]["dropped"]["guest_ring_empty"], 0);
     assert_eq!((&port["vf"]["link_up"], &port["xstats"]["rx_good"]), (&json!(true), &json!(7)));
+    assert_eq!(port["xstats_age_ms"], 0);
+    desk.wait(Duration::from_millis(300));
+    let stats = desk.call("stats", json!({"id": "a"})).unwrap();
+    assert_eq!(stats["ports"][0]["xstats_age_ms"], 300, "they are of then");
     assert_eq!(desk.call("stats", json!({})).unwrap()["ports"].as_array().unwrap().len(), 2);
 }
 

@@ -197,6 +197,13 @@ impl Desk {
         change.expect("a change was asked for").clone()
     }
 
+    /// How the VF that is being given is to be configured.
+    pub fn config_asked(&mut self) -> VfConfig {
+        let mut asked = self.ports.crew().asked.iter();
+        let config = asked.find_map(|asked| if let Asked::Give(_, config) = asked { Some(config) } else { None });
+        config.expect("a VF is being given").clone()
+    }
+
     /// Answers the oldest request that reads `text`.
     pub fn done(&mut self, text: &str) {
         self.reply(text, None);
@@ -249,7 +256,8 @@ impl Desk {
                         let spec = thread.vf.as_ref().unwrap().spec.clone();
                         let (caps, link) = (VfCaps::default(), VfLink { up: true, ..VfLink::default() });
                         let xstats = vec![("rx_good".to_owned(), 7)];
-                        Event::VfReady { port, status: VfStatus { spec, caps, queues: config.queues, link, xstats } }
+                        let status = VfStatus { spec, caps, queues: config.queues, link, xstats, read: self.now };
+                        Event::VfReady { port, status }
                     }
                 }
             }

@@ -305,6 +305,16 @@ fn a_ring_that_lies_is_told_and_an_err_that_blocks_stops_its_lane() {
     }
 }
 
+/// What lives on its thread, as the EAL's registration does, is gone when the handle is.
+#[test]
+fn a_core_ends_with_its_handle() {
+    let (alive, gone) = crossbeam::channel::bounded::<()>(0);
+    let core = Poller::start(0, IdlePolicy::Adaptive, || Ok(alive)).unwrap();
+    assert_eq!(gone.try_recv(), Err(crossbeam::channel::TryRecvError::Empty));
+    drop(core);
+    assert_eq!(gone.try_recv(), Err(crossbeam::channel::TryRecvError::Disconnected));
+}
+
 fn wait_for(mut done: impl FnMut() -> bool) {
     let deadline = Instant::now() + LONG;
     while !done() {

@@ -7,6 +7,7 @@ mod offloads;
 mod replies;
 mod ring_states;
 mod sequences;
+mod steering;
 mod traffic;
 mod wire;
 

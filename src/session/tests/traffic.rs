@@ -35,13 +35,13 @@ pub(super) fn port(core: &Arc<Vec<Poller>>, vf: Vf) -> (PortLanes, PortCounters)
     (lanes, counters)
 }
 
-/// Has a front end set a session of one queue pair up by messages; returns its kick.
-pub(super) fn negotiate(
+/// Has a front end set a session with these rings up by messages; returns its kick.
+pub(super) fn negotiate<const RINGS: usize>(
     session: &mut Session,
     lanes: &mut PortLanes,
     features: u64,
     len: u64,
-    rings: [&Driver; 2],
+    rings: [&Driver; RINGS],
 ) -> OwnedFd {
     let kick = new_eventfd();
     let mut ok = |request: Request| {
