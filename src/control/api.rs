@@ -24,7 +24,7 @@ use super::rpc::{INVALID_PARAMS, METHOD_NOT_FOUND, RpcError};
 use crate::error::Error;
 use crate::relay::LaneSnapshot;
 use crate::session::features::{Offload, Offloads};
-use crate::session::port::{PortStatus, Role};
+use crate::session::port::{PortStatus, Role, ZeroCopy};
 use crate::vf::{Mac, VfSpec};
 
 /// A request, by method, with its parameters.
@@ -99,6 +99,9 @@ pub struct Attach {
     /// What guests are offered; default `auto`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub offloads: Option<Offloads>,
+    /// Whether frames may be moved without a copy; default `auto`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zero_copy: Option<ZeroCopy>,
     /// Take VFs and socket from other ports without a connected guest.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub takeover: bool,
@@ -324,10 +327,24 @@ pub struct PortView {
     pub offloads: Offloads,
     /// What of them guests are offered.
     pub offered: Vec<Offload>,
+    /// As asked for.
+    #[serde(default)]
+    pub zero_copy: ZeroCopy,
+    /// Why frames are copied nevertheless.
+    #[serde(default)]
+    pub copies: Copies,
     /// Attributes that take effect when the guest of the moment has disconnected.
     pub pending: Vec<String>,
     /// The guest's side.
     pub guest: PortStatus,
+}
+
+/// Why the frames of a direction are copied; `None`: those for which it is worth it are not.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)] // the directions are what they are everywhere
+pub struct Copies {
+    pub guest_to_vf: Option<String>,
+    pub vf_to_guest: Option<String>,
 }
 
 /// The VF in place, as clients see it.

@@ -3,7 +3,7 @@
 use super::PortId;
 use crate::error::{Error, Result};
 use crate::session::Offer;
-use crate::session::port::{PortPlan, PortStatus, SocketPlan, VfStatus};
+use crate::session::port::{PortPlan, PortStatus, SocketPlan, VfStatus, ZeroCopy};
 use crate::vf::{Mac, VfCaps, VfConfig, VfSpec};
 
 /// The threads that do what control decides. Every method returns at once (it queues a message); the
@@ -47,6 +47,8 @@ pub trait Crew {
 pub struct PortChange {
     /// Now: cores of (guest→VF, VF→guest), indices into the daemon's poll cores.
     pub cores: Option<(usize, usize)>,
+    /// Now: whether frames may be moved without a copy.
+    pub zero_copy: Option<ZeroCopy>,
     /// Now, of the VF in place (without one there is nothing to do).
     pub mac: Option<Mac>,
     /// Now: owner, group and mode of a listening socket; path and role are those it has.

@@ -13,13 +13,13 @@ use std::time::{Duration, Instant};
 
 use tracing::{error, info, warn};
 
-use super::api::{PortStats, PortView, State, VfView};
+use super::api::{Copies, PortStats, PortView, State, VfView};
 use super::crew::{Crew, Event, PortChange};
 use super::policy::Policy;
 use super::{PortId, PortSpec, stats};
 use crate::error::Error;
 use crate::session::Offer;
-use crate::session::port::{PortCounters, PortPlan, PortStatus, VfStatus};
+use crate::session::port::{PortCounters, PortPlan, PortStatus, VfStatus, ZeroCopy};
 use crate::vf::{VfCaps, VfSpec};
 
 /// An absent or failed VF is probed again, at most this often. One that worked for longer is probed at once, and
@@ -134,6 +134,7 @@ impl<V> Port<V> {
                     socket: self.spec.socket_plan(),
                     offer: self.offer,
                     cores: self.cores,
+                    zero_copy: self.spec.zero_copy,
                     counters: self.counters.clone(),
                 });
             }
@@ -292,6 +293,7 @@ impl<V> Port<V> {
         self.anew |= deferred;
         let change = PortChange {
             cores: (cores != self.cores).then_some(cores),
+            zero_copy: (wanted.zero_copy != self.spec.zero_copy).then_some(wanted.zero_copy),
             mac: wanted.mac.filter(|_| wanted.mac != self.spec.mac),
             socket: (wanted.socket_plan() != self.spec.socket_plan()).then(|| wanted.socket_plan()),
             next_connection: deferred.then(|| (offer, wanted.vf_config())),
@@ -356,6 +358,23 @@ impl<V> Port<V> {
         self.vf_status().map(stats::vf_view)
     }
 
+    /// Why frames are copied, in each direction.
+    fn copies(&self) -> Copies {
+        let both = |why: &str| Copies { guest_to_vf: Some(why.to_owned()), vf_to_guest: Some(why.to_owned()) };
+        let Some(vf) = self.vf_status() else {
+            return both("there is no VF");
+        };
+        if self.spec.zero_copy == ZeroCopy::Off {
+            return both("zero_copy is off");
+        }
+        let driver = if vf.caps.driver.is_empty() { "a soft VF" } else { &vf.caps.driver };
+        Copies {
+            guest_to_vf: (!vf.caps.lends)
+                .then(|| format!("{driver} is not known to be done with sent frames in time and in order")),
+            vf_to_guest: Some("received frames are always copied".into()),
+        }
+    }
+
     /// For clients.
     pub fn view(&self, cpus: &[usize]) -> PortView {
         PortView {
@@ -372,6 +391,8 @@ impl<V> Port<V> {
             cores: self.cpus(cpus),
             offloads: self.spec.offloads.clone(),
             offered: self.offer.offloads(),
+            zero_copy: self.spec.zero_copy,
+            copies: self.copies(),
             pending: self.pending(),
             guest: self.status.clone(),
         }

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::ethernet::{MAX_MTU, MIN_MTU};
 use crate::session::Offer;
 use crate::session::features::Offloads;
-use crate::session::port::{Role, SocketPlan};
+use crate::session::port::{Role, SocketPlan, ZeroCopy};
 use crate::vf::{Mac, VfCaps, VfConfig, VfSpec};
 
 /// Most VFs a port can name.
@@ -49,6 +49,7 @@ pub struct PortSpec {
     pub(super) mac: Option<Mac>,
     pub(super) cores: Vec<usize>,
     pub(super) offloads: Offloads,
+    pub(super) zero_copy: ZeroCopy,
     /// What it holds exclusively.
     pub(super) claims: BTreeSet<String>,
 }
@@ -102,6 +103,7 @@ impl PortSpec {
             mac: request.mac,
             cores: request.cores.clone(),
             offloads: request.offloads.clone().unwrap_or_default(),
+            zero_copy: request.zero_copy.unwrap_or_default(),
             claims,
         })
     }
@@ -144,6 +146,7 @@ impl PortSpec {
         self.deferred_differences(other) != [""; 0]
             || self.mac != other.mac
             || self.cores != other.cores
+            || self.zero_copy != other.zero_copy
             || self.socket_plan() != other.socket_plan()
     }
 

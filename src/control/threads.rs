@@ -129,8 +129,8 @@ impl Crew for Threads {
     }
 
     fn change(&mut self, port: &PortId, change: PortChange) {
-        let PortChange { cores, mac, socket, next_connection } = change;
-        self.command(port, PortCommand::Change { cores, mac, socket, next_connection });
+        let PortChange { cores, zero_copy, mac, socket, next_connection } = change;
+        self.command(port, PortCommand::Change { cores, zero_copy, mac, socket, next_connection });
     }
 
     fn close(&mut self, port: &PortId) {

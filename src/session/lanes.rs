@@ -8,7 +8,7 @@ use std::time::Instant;
 use tracing::{info, warn};
 
 use super::features;
-use super::plan::{PortCounters, RingStatus, VfStatus};
+use super::plan::{PortCounters, RingStatus, VfStatus, ZeroCopy};
 use super::port_log::PortLog;
 use super::{Lanes, SessionState};
 use crate::error::Result;
@@ -59,6 +59,7 @@ pub(super) struct PortLanes {
     counters: PortCounters,
     pairs: usize,
     mtu: u16,
+    zero_copy: ZeroCopy,
     lanes: [Whereabouts; 2],
     /// What the rings in the lanes were built from; one is rebuilt when that changes.
     built: Vec<Option<RingPlan>>,
@@ -101,6 +102,7 @@ impl PortLanes {
             counters,
             pairs,
             mtu,
+            zero_copy: ZeroCopy::default(),
             lanes,
             built: (0..2 * pairs).map(|_| None).collect(),
             faults: vec![None; 2 * pairs],
@@ -223,6 +225,11 @@ impl PortLanes {
         self.silenced
     }
 
+    /// Whether rings are built for moving frames without a copy. The caller pauses before and resumes after.
+    pub(super) fn set_zero_copy(&mut self, zero_copy: ZeroCopy) {
+        self.zero_copy = zero_copy;
+    }
+
     /// The guest is gone: the next one is another. Whether this one was silenced.
     pub(super) fn forgive(&mut self) -> bool {
         self.assert_drained();
@@ -274,7 +281,9 @@ impl PortLanes {
             doorbell: Doorbell { kick: ring.kick.clone(), call: ring.call.clone(), err: ring.err.clone() },
             enabled: ring.enabled,
             rules,
-            zero_copy: true,
+            // No device of those whose drivers are known to be good for it reads memory by DMA: what they read is
+            // what the guest has there, also after it gave pages back.
+            zero_copy: self.zero_copy != ZeroCopy::Off,
             guest_checksum: has(features::NET_GUEST_CSUM),
         })
     }

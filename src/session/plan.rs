@@ -21,6 +21,30 @@ pub enum Role {
     Client,
 }
 
+/// Whether frames are moved without copying them, where the VF's driver is known to be good for it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ZeroCopy {
+    /// Where nothing can take memory from under the device.
+    #[default]
+    Auto,
+    /// The operator's word that nothing discards guest memory (balloon, free page reporting, virtio-mem, postcopy,
+    /// KSM): a device would go on using the old pages.
+    On,
+    /// Never.
+    Off,
+}
+
+impl std::fmt::Display for ZeroCopy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::On => "on",
+            Self::Off => "off",
+        })
+    }
+}
+
 /// A port's socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SocketPlan {
@@ -47,6 +71,8 @@ pub struct PortPlan {
     pub offer: Offer,
     /// Cores of the two directions: (guest→VF, VF→guest). Indices into the daemon's poll cores.
     pub cores: (usize, usize),
+    /// Whether frames may be moved without a copy.
+    pub zero_copy: ZeroCopy,
     /// What both directions count into.
     pub counters: PortCounters,
 }

@@ -26,7 +26,7 @@ use crate::event::Event;
 use crate::relay::Poller;
 use crate::vf::{Mac, Vf, VfConfig, VfSpec};
 
-pub use super::plan::{PortCounters, PortPlan, PortStatus, RingStatus, Role, SocketPlan, VfStatus};
+pub use super::plan::{PortCounters, PortPlan, PortStatus, RingStatus, Role, SocketPlan, VfStatus, ZeroCopy};
 
 /// How often link state, statistics and quarantined rings are looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -50,6 +50,8 @@ pub enum PortCommand {
     Change {
         /// Cores of (guest→VF, VF→guest).
         cores: Option<(usize, usize)>,
+        /// Whether frames may be moved without a copy.
+        zero_copy: Option<ZeroCopy>,
         /// MAC of the VF.
         mac: Option<Mac>,
         /// Owner, group and mode of a listening socket.
@@ -177,7 +179,8 @@ impl<'tell> Port<'tell> {
         let Offer { queue_pairs, mtu, .. } = plan.offer;
         let log = Rc::new(PortLog::new(&plan.id));
         let counters = plan.counters.clone();
-        let lanes = PortLanes::new(&plan.id, log.clone(), pollers, plan.cores, counters, queue_pairs, mtu)?;
+        let mut lanes = PortLanes::new(&plan.id, log.clone(), pollers, plan.cores, counters, queue_pairs, mtu)?;
+        lanes.set_zero_copy(plan.zero_copy);
         let listener = match plan.socket.role {
             Role::Server => Some(ServerSocket::bind(&plan.socket)?),
             Role::Client => None,
@@ -350,8 +353,11 @@ impl<'tell> Port<'tell> {
         while let Ok(command) = self.commands.try_recv() {
             match command {
                 PortCommand::GiveVf { spec, vf, config } => self.give_vf(spec, vf, &config),
-                PortCommand::Change { cores, mac, socket, next_connection } => {
-                    let result = self.change(cores, mac, socket);
+                PortCommand::Change { cores, zero_copy, mac, socket, next_connection } => {
+                    let result = self.change(mac, socket);
+                    if result.is_ok() {
+                        self.move_lanes(cores, zero_copy);
+                    }
                     if let (Ok(()), Some(next)) = (&result, next_connection) {
                         self.next_connection = Some(next);
                         self.reshape();
@@ -392,7 +398,24 @@ impl<'tell> Port<'tell> {
         }
     }
 
-    fn change(&mut self, cores: Option<(usize, usize)>, mac: Option<Mac>, socket: Option<SocketPlan>) -> Result<()> {
+    /// To other cores, or to another way of moving frames.
+    fn move_lanes(&mut self, cores: Option<(usize, usize)>, zero_copy: Option<ZeroCopy>) {
+        if cores.is_none() && zero_copy.is_none() {
+            return;
+        }
+        self.lanes.pause();
+        if let Some(cores) = cores {
+            self.lanes.set_cores(cores);
+        }
+        if let Some(zero_copy) = zero_copy {
+            self.lanes.set_zero_copy(zero_copy);
+        }
+        if let Some(guest) = &mut self.guest {
+            guest.session.hand_out(&mut self.lanes);
+        }
+    }
+
+    fn change(&mut self, mac: Option<Mac>, socket: Option<SocketPlan>) -> Result<()> {
         if let (Some(plan), Some(listener)) = (&socket, &self.listener) {
             listener.set_access(plan)?;
         }
@@ -410,13 +433,6 @@ impl<'tell> Port<'tell> {
         }
         if mac.is_some() {
             self.tell_vf();
-        }
-        if let Some(cores) = cores {
-            self.lanes.pause();
-            self.lanes.set_cores(cores);
-            if let Some(guest) = &mut self.guest {
-                guest.session.hand_out(&mut self.lanes);
-            }
         }
         Ok(())
     }

@@ -12,7 +12,7 @@ pub use super::mbuf::{RxMbuf, TxMbuf};
 use super::mempool::{Pool, no_memory};
 use super::queue::Wake;
 pub use super::queue::{EthdevRx, EthdevTx};
-use super::{Mac, Queues, VfCaps, VfConfig, VfLink, VfSpec, eal, pci, quirks, zero_copy};
+use super::{Mac, Queues, VfCaps, VfConfig, VfLink, VfSpec, eal, pci, quirks};
 use crate::error::{Error, Result};
 use crate::ethernet::{MAX_TSO_FRAME, MIN_MTU, TAGGED_HEADER};
 use crate::ring::BURST;
@@ -160,7 +160,7 @@ impl EthdevVf {
         let room = data_room(config.mtu).max(quirks::least_data_room(&self.spec));
         let (tx_room, tx_max) = self.tx_sizes(&info, room);
         let per_queue = u32::from(tx_descriptors) + if info.segments() { 1536 } else { 512 };
-        let lends = zero_copy::returns(&self.spec, &self.caps.driver).is_some();
+        let lends = self.caps.lends;
         let shared = match lends {
             true => None,
             false => Some(Arc::new(Pool::send(u32::from(queues) * per_queue - 1, tx_room, node)?)),

@@ -68,6 +68,8 @@ pub struct VfCaps {
     pub rx_checksum: bool,
     /// Takes frames of several segments.
     pub multi_segment: bool,
+    /// Sends frames from where they lie in guest memory: its driver is known to be done with them in time and in order.
+    pub lends: bool,
     /// Can wake a sleeping core when a frame arrives.
     pub rx_interrupt: bool,
 }

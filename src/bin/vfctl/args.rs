@@ -96,6 +96,9 @@ pub struct AttachArgs {
     /// auto, none, or a list of checksum, guest_checksum, tso4, tso6 [default: auto]
     #[arg(long, value_name = "LIST")]
     offloads: Option<Offloads>,
+    /// Move frames without copying them: auto, on or off [default: auto]
+    #[arg(long, value_name = "WHEN")]
+    zero_copy: Option<When>,
     /// Owner of a listening socket
     #[arg(long, value_name = "USER")]
     owner: Option<String>,
@@ -114,6 +117,13 @@ pub struct AttachArgs {
 enum Role {
     Server,
     Client,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum When {
+    Auto,
+    On,
+    Off,
 }
 
 #[derive(Debug, clap::Args)]
@@ -150,6 +160,11 @@ impl AttachArgs {
             mac: self.mac,
             cores: self.cores.clone(),
             offloads: self.offloads.clone(),
+            zero_copy: self.zero_copy.map(|when| match when {
+                When::Auto => port::ZeroCopy::Auto,
+                When::On => port::ZeroCopy::On,
+                When::Off => port::ZeroCopy::Off,
+            }),
             takeover: self.takeover,
         }
     }

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
 use virtio_forwarder::control::PortId;
-use virtio_forwarder::control::api::{Attached, Detached, Info, PortList, PortView, Synced};
+use virtio_forwarder::control::api::{Attached, Copies, Detached, Info, PortList, PortView, Synced};
 use virtio_forwarder::session::port::Role;
 
 /// A table without lines, which tools can read too; the columns at `numbers` are aligned right.
@@ -157,6 +157,11 @@ pub fn port(port: PortView) -> String {
         ("offloads", {
             let offered: Vec<_> = port.offered.iter().map(|offload| offload.name()).collect();
             format!("{} (offered: {})", port.offloads, or_dash(offered.join(",")))
+        }),
+        ("zero-copy", {
+            let way = |copies: &Option<String>| copies.as_ref().map_or("yes".to_owned(), |why| format!("no, {why}"));
+            let Copies { guest_to_vf, vf_to_guest } = &port.copies;
+            format!("{} (guest to VF: {}; VF to guest: {})", port.zero_copy, way(guest_to_vf), way(vf_to_guest))
         }),
         ("pending", or_dash(port.pending.join(", "))),
         ("guest", format!("{connected}, {} connections, {} MiB mapped", guest.connections, guest.guest_memory >> 20)),
