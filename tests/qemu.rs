@@ -171,9 +171,23 @@ fn packets_by_queue(vm: &mut Vm, direction: &str) -> Vec<u64> {
     (0..).map_while(value).collect()
 }
 
-fn pings_reboots(qemu: Qemu) {
+/// Whether the guest's driver took a feature, by its bit.
+fn negotiated(vm: &mut Vm, bit: usize) -> bool {
+    vm.must("cat /sys/class/net/eth0/device/features").as_bytes()[bit] == b'1'
+}
+
+/// VIRTIO_F_RING_PACKED.
+const RING_PACKED: usize = 34;
+
+fn packed() -> Vec<String> {
+    vec!["packed=on".into()]
+}
+
+fn pings_reboots(qemu: Qemu, device: Vec<String>) {
     let Some(lab) = Lab::new(1, false) else { return };
-    let mut vm = Vm::boot(VmConfig { qemu, ..lab.config() }).unwrap_or_else(|error| panic!("{error}"));
+    let is_packed = device == packed();
+    let mut vm = Vm::boot(VmConfig { qemu, device, ..lab.config() }).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(negotiated(&mut vm, RING_PACKED), is_packed);
     ping_both_ways(&mut vm, 56);
     ping_both_ways(&mut vm, 1472);
     let connected = lab.daemon.census();
@@ -188,12 +202,35 @@ fn pings_reboots(qemu: Qemu) {
 
 #[test]
 fn qemu_7_2_pings_and_reboots_in_place() {
-    pings_reboots(Qemu::V7_2);
+    pings_reboots(Qemu::V7_2, vec![]);
 }
 
 #[test]
 fn qemu_10_0_pings_and_reboots_in_place() {
-    pings_reboots(Qemu::V10_0);
+    pings_reboots(Qemu::V10_0, vec![]);
+}
+
+#[test]
+fn qemu_7_2_pings_and_reboots_in_place_on_packed_rings() {
+    pings_reboots(Qemu::V7_2, packed());
+}
+
+#[test]
+fn qemu_10_0_pings_and_reboots_in_place_on_packed_rings() {
+    pings_reboots(Qemu::V10_0, packed());
+}
+
+#[test]
+fn hundred_megabytes_each_way_on_packed_rings() {
+    let Some(lab) = Lab::new(1, false) else { return };
+    let device = [packed(), vec!["rx_queue_size=1024".into(), "tx_queue_size=1024".into()]].concat();
+    let config = VmConfig { memory_mib: 512, device, ..lab.config() };
+    let mut vm = Vm::boot(config).unwrap_or_else(|error| panic!("{error}"));
+    assert!(negotiated(&mut vm, RING_PACKED));
+    transfer_both_ways(&mut vm);
+    // A link that goes down and up: the driver keeps its rings, whichever round they are in.
+    vm.must("ip link set eth0 down && ip link set eth0 up");
+    transfer_both_ways(&mut vm);
 }
 
 #[test]
@@ -233,11 +270,22 @@ fn jumbo_frames() {
 
 #[test]
 fn four_queue_pairs_in_use() {
+    four_queue_pairs(vec![]);
+}
+
+#[test]
+fn four_pairs_of_packed_rings_in_use() {
+    four_queue_pairs(packed());
+}
+
+fn four_queue_pairs(device: Vec<String>) {
     const FLOWS: u16 = 64;
     const PER_FLOW: u16 = 4;
     const PER_CPU: u64 = 16;
     let Some(lab) = Lab::new(4, false) else { return };
-    let mut vm = Vm::boot(VmConfig { vcpus: 4, ..lab.config() }).unwrap_or_else(|error| panic!("{error}"));
+    let is_packed = device == packed();
+    let mut vm = Vm::boot(VmConfig { vcpus: 4, device, ..lab.config() }).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(negotiated(&mut vm, RING_PACKED), is_packed);
     assert_eq!(packets_by_queue(&mut vm, "rx").len(), 4);
 
     ping_both_ways(&mut vm, 56); // both know each other's address now
