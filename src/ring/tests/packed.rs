@@ -563,7 +563,7 @@ proptest! {
     ) {
         let place = |position: u64| {
             let size = u64::from(size);
-            Place { index: (position % size) as u16, wrap: position / size % 2 == 0 }
+            Place { index: (position % size) as u16, wrap: (position / size).is_multiple_of(2) }
         };
         let mut rig = Rig::new(size, place(start));
         if in_order {
