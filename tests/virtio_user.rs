@@ -245,6 +245,36 @@ fn a_killed_guest_leaves_a_port_for_the_next() {
     daemon.stop();
 }
 
+/// The daemon is killed. Nobody but it knew where it was in a packed ring, so virtio-user starts its rings anew.
+#[test]
+fn the_daemon_restarts_under_a_guest_with_packed_rings() {
+    let device = VirtioUser { queues: 2, server: true, packed: true, ..VirtioUser::default() };
+    let Some(Pair { mut daemon, mut testpmd }) = Pair::start("soft:loop", &device, &["--forward-mode=io"]) else {
+        skip!("the_daemon_restarts_under_a_guest_with_packed_rings", "no dpdk-testpmd");
+    };
+    for _ in 0..3 {
+        testpmd.command("start tx_first 2");
+        until("frames circle", || daemon.lanes("port").vf_to_guest.packets > 5000);
+        testpmd.command("stop");
+        daemon.kill();
+        daemon.restart();
+        daemon.attach_as(&Attach {
+            id: "port".into(),
+            socket: daemon.socket("port.sock"),
+            client: true,
+            vf: "soft:loop".into(),
+            queues: device.queues,
+            mtu: None,
+        });
+        until_all_enabled(&daemon, device.queues);
+    }
+    let before = daemon.lanes("port").vf_to_guest.packets;
+    testpmd.command("start tx_first 2");
+    until("frames circle", || daemon.lanes("port").vf_to_guest.packets > before + 5000);
+    testpmd.quit();
+    daemon.stop();
+}
+
 /// A capture file (libpcap's classic format, microseconds, Ethernet).
 fn write_capture(path: &Path, frames: &[Vec<u8>]) {
     let mut file: Vec<u8> = Vec::new();

@@ -1,7 +1,6 @@
 //! Packed rings that lie. What is wrong with one chain costs the guest that chain, as in [`super::chains`];
 //! what makes it unknowable where the next one begins costs it the ring.
 
-use crate::support::daemon::Dropped;
 use crate::support::frontend::{Verdict, feature, pair, request};
 use crate::support::guest::{Flows, Guest, Plan};
 use crate::support::packed::{AVAIL, USED};
@@ -59,15 +58,15 @@ attacks! {
     };
     // The driver overwrites, in a loop, what the device has, with both rounds' flags.
     flags_of_both_rounds_while_it_reads: |t| {
-        let mut guest = t.guest(&plan(64));
+        let guest = t.guest(&plan(64));
         let at = guest.regions[0].alloc(4096, 64);
         let end = std::time::Instant::now() + std::time::Duration::from_millis(100);
         let ring = &guest.pairs[0].tx.queue;
         let packed = ring.packed.as_ref().expect("a packed ring");
         let mut i = 0_u16;
         while std::time::Instant::now() < end {
-            let flags = if (i / 64) % 2 == 0 { AVAIL } else { USED };
-            packed.write_slot(i % 64, desc(at, FRAME, flags | if i % 5 == 0 { NEXT } else { 0 }));
+            let flags = if (i / 64).is_multiple_of(2) { AVAIL } else { USED };
+            packed.write_slot(i % 64, desc(at, FRAME, flags | if i.is_multiple_of(5) { NEXT } else { 0 }));
             i = i.wrapping_add(1);
         }
         // Whatever it made of that: the receive ring has done nothing wrong.
@@ -193,8 +192,8 @@ fn malformed(target: &Target<'_>, plan: &Plan, lie: impl Fn(u64, u64) -> Vec<Des
 
     let after = target.lanes().guest_to_vf;
     // Too long is too long, by either name.
-    let named = |dropped: &Dropped| dropped.malformed + dropped.oversize;
-    assert_eq!(named(&after.dropped), named(&before.guest_to_vf.dropped) + 1, "{after:?}");
+    let (dropped, earlier) = (after.dropped, before.guest_to_vf.dropped);
+    assert_eq!(dropped.malformed + dropped.oversize, earlier.malformed + earlier.oversize + 1, "{after:?}");
     assert_eq!(after.dropped.total(), before.guest_to_vf.dropped.total() + 1, "{after:?}");
     assert_eq!(after.packets, before.guest_to_vf.packets, "{after:?}");
     assert_eq!(target.fault(1), None, "one bad chain stops no ring");

@@ -352,8 +352,9 @@ fn drive(driver: &mut Driver, act: &Act, flags: u16, position: u16) {
             // The table is far from the buffers, and not aligned.
             let table = LEN - 8192 + 4 + usize::from(id % 64) * 80;
             for (i, (offset, len)) in buffers.iter().enumerate() {
-                // Only WRITE counts in there.
-                let flags = flags | if id % 2 == 0 { NEXT | AVAIL } else { 0 } | (id & 4) / 4 * WRITE;
+                // Only WRITE counts in there, now and then wrong.
+                let ignored = if id % 2 == 0 { NEXT | AVAIL } else { 0 };
+                let flags = flags | ignored | if id & 4 != 0 { WRITE } else { 0 };
                 let entry = Descriptor::new(buffer_at(*offset), (*len).into(), flags, 7);
                 driver.put(table + 16 * i, &bytes(&entry));
             }

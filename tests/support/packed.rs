@@ -55,7 +55,7 @@ impl Packed {
 
     /// The wrap counter: it starts at 1.
     fn wrap(&self, position: u64) -> bool {
-        position / u64::from(self.size) % 2 == 0
+        (position / u64::from(self.size)).is_multiple_of(2)
     }
 
     /// A position as messages and event suppression structures have it.
