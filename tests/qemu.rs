@@ -353,3 +353,26 @@ fn client_daemon_restarts_and_the_guest_carries_on() {
     }
     assert_eq!(vm.must("cat /proc/sys/kernel/random/boot_id"), booted);
 }
+
+/// QEMU does not know where the daemon was in a packed ring: it starts again from the base it last knew. That is
+/// said, and over when the guest starts its device anew.
+#[test]
+fn packed_rings_and_a_daemon_that_restarts() {
+    let Some(mut lab) = Lab::new(1, true) else { return };
+    let mut vm = Vm::boot(VmConfig { device: packed(), ..lab.config() }).unwrap_or_else(|error| panic!("{error}"));
+    ping_both_ways(&mut vm, 56);
+    lab.daemon.kill();
+    lab.daemon.restart();
+    lab.attach();
+    let fault = |lab: &Lab| lab.daemon.show("qemu")["guest"]["rings"][1]["fault"].as_str().map(str::to_owned);
+    until("the send ring shows a fault", || fault(&lab).is_some());
+    assert!(fault(&lab).is_some_and(|fault| fault.contains("Reset the guest's network device")));
+    let device = vm.must("basename $(readlink /sys/class/net/eth0/device)").trim().to_owned();
+    vm.must(&format!("cd /sys/bus/virtio/drivers/virtio_net && echo {device} >unbind && echo {device} >bind"));
+    vm.must(&format!("ip addr add {GUEST}/24 dev eth0; ip link set eth0 up"));
+    until("both rings run", || {
+        let show = lab.daemon.show("qemu");
+        (0..2).all(|ring| show["guest"]["rings"][ring]["running"] == true)
+    });
+    ping_both_ways(&mut vm, 56);
+}

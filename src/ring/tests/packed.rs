@@ -494,6 +494,58 @@ fn a_successor_goes_on_exactly_where_the_ring_stopped() {
     }
 }
 
+/// A ring in use, of chains of one and two descriptors: it can be built again where it is, and nowhere else
+/// where it shows.
+#[test]
+fn a_base_that_contradicts_the_descriptors_is_refused() {
+    let size = 16;
+    for in_order in [false, true] {
+        let mut rig = Rig::new(size, Place::FIRST);
+        if in_order {
+            rig = rig.in_order();
+        }
+        let at = rig.buffer(0);
+        let mut ring = rig.tx();
+        for n in 0..100 {
+            // Mostly empty, now and then full, in every round.
+            while rig.driver.room() > if n % 5 == 0 { 1 } else { size - 4 } {
+                rig.driver.offer(rig.driver.avail.index, &[piece(at, 12, NEXT), piece(at, 60, 0)]);
+                rig.driver.offer(rig.driver.avail.index, &[piece(at, 72, 0)]);
+                if rig.driver.room() < 3 {
+                    break;
+                }
+            }
+            rig.driver.publish();
+            let popped = ring.pop(3).unwrap();
+            ring.complete(popped);
+            ring.publish();
+            while rig.driver.take_used().is_some() {}
+            rig.config.base = ring.position();
+            ring = rig.tx();
+        }
+        // All is used: a base that is a few chains off is found out.
+        while let n @ 1.. = ring.pop(BURST).unwrap() {
+            ring.complete(n);
+            ring.publish();
+        }
+        let here = Place::decode(ring.position());
+        // (In order, one used descriptor stands for many chains: what it skips tells nothing.)
+        for behind in (3..size - 3).filter(|_| !in_order) {
+            let base = here.plus(2 * size - behind, size).encode();
+            let refused = TxRing::new(mapped(&rig.driver), &RingConfig { base, ..rig.config }).unwrap_err();
+            assert!(refused.to_string().contains("not where its descriptors are"), "{behind}: {refused}");
+        }
+        rig.config.base = here.encode();
+        assert_eq!(rig.tx().position(), here.encode());
+    }
+
+    // A new ring is all zeros, and its first round is the one with the wrap counter set.
+    let rig = Rig::new(16, Place::FIRST);
+    for base in [0, 5, 0x8005] {
+        assert!(TxRing::new(mapped(&rig.driver), &RingConfig { base, ..rig.config }).is_err(), "{base:#x}");
+    }
+}
+
 #[test]
 fn flags_say_who_wants_to_hear() {
     let mut rig = Rig::new(3, Place { index: 2, wrap: true });
