@@ -97,6 +97,25 @@ fn drivers_that_sleep() {
 }
 
 #[test]
+fn a_daemon_that_sleeps_is_kicked() {
+    for features in [PACKED, PACKED | EVENT_IDX, PACKED | EVENT_IDX | IN_ORDER] {
+        let port = Port::new("soft:loop", 1);
+        let mut guest = port.guest(&Plan { features, size: 50, ..plan() });
+        let mut flows = Flows::new(1).window(20);
+        // 17 a time: every slot comes to be the one that is asked for.
+        for round in 0..60 {
+            let before = guest.pairs[0].tx.queue.kicks;
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            flows.exchange(&mut guest, &[0], 17, 300);
+            assert!(guest.pairs[0].tx.queue.kicks > before, "round {round}: it slept and was not kicked");
+        }
+        all_counted(&port.lanes(), &flows);
+        port.goodbye(guest);
+        port.daemon.stop();
+    }
+}
+
+#[test]
 fn a_driver_that_wants_no_calls_gets_none() {
     wants_no_calls(plan());
 }
