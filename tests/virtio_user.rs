@@ -245,6 +245,64 @@ fn a_killed_guest_leaves_a_port_for_the_next() {
     daemon.stop();
 }
 
+/// testpmd's port is stopped and started, then given another number of queues: the device is reset under the daemon.
+#[test]
+fn a_guest_that_starts_its_device_anew() {
+    for (packed, in_order) in [(false, true), (true, false), (true, true)] {
+        let device = VirtioUser { queues: 2, packed, in_order, queue_size: 256, ..VirtioUser::default() };
+        let Some(mut pair) = Pair::start("soft:loop", &device, &["--forward-mode=io"]) else {
+            skip!("a_guest_that_starts_its_device_anew", "no dpdk-testpmd");
+        };
+        for round in 0..4 {
+            let before = pair.lanes().vf_to_guest.packets;
+            pair.testpmd.command("start tx_first 2");
+            until("frames circle", || pair.lanes().vf_to_guest.packets > before + 5000);
+            pair.testpmd.command("stop");
+            pair.testpmd.command("port stop 0");
+            if round % 2 == 1 {
+                let queues = 1 + round / 2;
+                pair.testpmd.command(&format!("port config all rxq {queues}"));
+                pair.testpmd.command(&format!("port config all txq {queues}"));
+            }
+            pair.testpmd.command("port start 0");
+        }
+        let before = pair.lanes().vf_to_guest.packets;
+        pair.testpmd.command("start tx_first 2");
+        until("frames circle", || pair.lanes().vf_to_guest.packets > before + 5000);
+        pair.end();
+    }
+}
+
+/// The daemon is killed. Nobody but it knew where it was in a packed ring, so virtio-user starts its rings anew.
+#[test]
+fn the_daemon_restarts_under_a_guest_with_packed_rings() {
+    let device = VirtioUser { queues: 2, server: true, packed: true, ..VirtioUser::default() };
+    let Some(Pair { mut daemon, mut testpmd }) = Pair::start("soft:loop", &device, &["--forward-mode=io"]) else {
+        skip!("the_daemon_restarts_under_a_guest_with_packed_rings", "no dpdk-testpmd");
+    };
+    for _ in 0..3 {
+        testpmd.command("start tx_first 2");
+        until("frames circle", || daemon.lanes("port").vf_to_guest.packets > 5000);
+        testpmd.command("stop");
+        daemon.kill();
+        daemon.restart();
+        daemon.attach_as(&Attach {
+            id: "port".into(),
+            socket: daemon.socket("port.sock"),
+            client: true,
+            vf: "soft:loop".into(),
+            queues: device.queues,
+            mtu: None,
+        });
+        until_all_enabled(&daemon, device.queues);
+    }
+    let before = daemon.lanes("port").vf_to_guest.packets;
+    testpmd.command("start tx_first 2");
+    until("frames circle", || daemon.lanes("port").vf_to_guest.packets > before + 5000);
+    testpmd.quit();
+    daemon.stop();
+}
+
 /// A capture file (libpcap's classic format, microseconds, Ethernet).
 fn write_capture(path: &Path, frames: &[Vec<u8>]) {
     let mut file: Vec<u8> = Vec::new();

@@ -5,7 +5,8 @@
 
 use libfuzzer_sys::fuzz_target;
 use virtio_forwarder::guest::{Gpa, GuestMemory, RegionSpec, UserAddr};
-use virtio_forwarder::ring::testing::{Descriptor, Driver, GPA, USER};
+use virtio_forwarder::ring::testing::packed::{self, AVAIL, Place, USED};
+use virtio_forwarder::ring::testing::{Descriptor, Driver, GPA, Memory, USER};
 use virtio_forwarder::ring::{BURST, Gather, NetHeader, PushError, RingAddresses, RingConfig, RxRing, TxRing};
 
 /// Two adjacent regions, then a hole.
@@ -29,23 +30,120 @@ impl Input<'_> {
 
 fuzz_target!(|data: &[u8]| run(&mut Input(data)));
 
+/// The driver of either format.
+enum Guest {
+    Split(Driver),
+    Packed(packed::Driver),
+}
+
+impl Guest {
+    fn new(packed: bool, size: u8, start: u16) -> Self {
+        if packed {
+            let size = u16::from(size) + 1;
+            let Place { index, wrap } = Place::decode(start);
+            return Self::Packed(packed::Driver::new(LEN, size, Place { index: index % size, wrap }));
+        }
+        Self::Split(Driver::new(LEN, 1 << (size % 9), start))
+    }
+
+    fn memory(&self) -> &Memory {
+        match self {
+            Self::Split(driver) => driver,
+            Self::Packed(driver) => driver,
+        }
+    }
+
+    fn size(&self) -> u16 {
+        match self {
+            Self::Split(driver) => driver.size,
+            Self::Packed(driver) => driver.size,
+        }
+    }
+
+    fn base(&self) -> u16 {
+        match self {
+            // A split ring knows.
+            Self::Split(_) => 0,
+            Self::Packed(driver) => driver.used.encode(),
+        }
+    }
+
+    fn addresses(&self) -> RingAddresses {
+        let (desc, avail, used) = match self {
+            Self::Split(driver) => (driver.desc_at(), driver.avail_at(), driver.used_at()),
+            Self::Packed(driver) => (driver.ring_at(), driver.driver_at(), driver.device_at()),
+        };
+        let user = |at: usize| UserAddr(USER + at as u64);
+        RingAddresses { desc: user(desc), avail: user(avail), used: user(used) }
+    }
+
+    /// Writes a descriptor, in a packed ring with any availability.
+    fn describe(&self, index: u16, descriptor: Descriptor, available: u8) {
+        match self {
+            Self::Split(driver) => driver.describe(index, descriptor),
+            Self::Packed(driver) => {
+                let avail = if available & 1 != 0 { AVAIL } else { 0 } | if available & 2 != 0 { USED } else { 0 };
+                driver.describe(index, Descriptor { flags: descriptor.flags | avail, ..descriptor });
+            }
+        }
+    }
+
+    /// Offers a head; in a packed ring that many slots as they are, as one chain or single ones.
+    fn offer(&mut self, head: u16) {
+        match self {
+            Self::Split(driver) => driver.offer(head % (driver.size + 1)),
+            Self::Packed(driver) => {
+                for _ in 0..(1 + head % 8).min(driver.room()) {
+                    let at = driver.slot_at(driver.avail.index);
+                    let bytes = driver.get(at, 16);
+                    let descriptor = Descriptor {
+                        addr: u64::from_le_bytes(bytes[..8].try_into().unwrap()),
+                        len: u32::from_le_bytes(bytes[8..12].try_into().unwrap()),
+                        flags: u16::from_le_bytes(bytes[14..].try_into().unwrap()) & 7,
+                        next: 0,
+                    };
+                    driver.offer(head, &[descriptor]);
+                }
+            }
+        }
+    }
+
+    fn publish(&mut self) {
+        match self {
+            Self::Split(driver) => driver.publish(),
+            Self::Packed(driver) => driver.publish(),
+        }
+    }
+
+    /// A lie about where the driver is, or of what it wants to hear.
+    fn lie(&mut self, word: u16) {
+        match self {
+            Self::Split(driver) => driver.put_u16(driver.avail_at() + 2, word),
+            Self::Packed(driver) => driver.set_driver_event(Place::decode(word), word & 3),
+        }
+    }
+
+    /// Takes back what the device has used.
+    fn reclaim(&mut self, position: u16) {
+        if let Self::Packed(driver) = self {
+            driver.trust(Place::decode(position));
+        }
+    }
+}
+
 fn run(input: &mut Input<'_>) {
     let features = input.byte();
-    let size = 1 << (input.byte() % 9);
-    let mut driver = Driver::new(LEN, size, input.word());
+    let packed = features & 16 != 0;
+    let mut driver = Guest::new(packed, input.byte(), input.word());
+    let size = driver.size();
     let mergeable = features & 4 != 0;
     let legacy = !mergeable && features & 8 != 0;
-    let user = |at: usize| UserAddr(USER + at as u64);
     let config = RingConfig {
-        packed: false,
-        in_order: false,
+        packed,
+        in_order: features & 32 != 0,
         size,
-        addresses: RingAddresses {
-            desc: user(driver.desc_at()),
-            avail: user(driver.avail_at()),
-            used: user(driver.used_at()),
-        },
-        base: 0,
+        addresses: driver.addresses(),
+        base: driver.base(),
         indirect: features & 1 != 0,
         event_idx: features & 2 != 0,
         mergeable,
@@ -55,7 +153,7 @@ fn run(input: &mut Input<'_>) {
     let region = |half: usize| {
         let at = (half * LEN / 2) as u64;
         let spec = RegionSpec { gpa: Gpa(GPA + at), size: LEN as u64 / 2, user: UserAddr(USER + at), offset: at };
-        (spec, driver.file.try_clone().unwrap())
+        (spec, driver.memory().file.try_clone().unwrap())
     };
     let memory = GuestMemory::empty().replaced(vec![region(0), region(1)]).unwrap();
     let mut tx = TxRing::new(memory.clone(), &config).unwrap();
@@ -66,7 +164,7 @@ fn run(input: &mut Input<'_>) {
             0 => {
                 let at = usize::from(input.word()) % (LEN - 2);
                 // Ring fields have even addresses; a driver's 16-bit store, too.
-                driver.put_u16(at & !1, input.word());
+                driver.memory().put_u16(at & !1, input.word());
             }
             1 | 2 => {
                 let index = input.word() % size;
@@ -80,13 +178,13 @@ fn run(input: &mut Input<'_>) {
                     0xff => u32::from(input.word()) << 16,
                     high => u32::from(high & 0x0f) << 8 | u32::from(input.byte()),
                 };
-                let flags = u16::from(input.byte() & 7);
+                let flags = input.byte();
                 let next = u16::from(input.byte());
-                driver.describe(index, Descriptor::new(addr, len, flags, next));
+                driver.describe(index, Descriptor::new(addr, len, u16::from(flags & 7), next), flags >> 6);
             }
-            3 => driver.offer(input.word() % (size + 1)),
+            3 => driver.offer(input.word()),
             4 => driver.publish(),
-            5 => driver.put_u16(driver.avail_at() + 2, input.word()),
+            5 => driver.lie(input.word()),
             6 => pop(&mut tx, usize::from(input.byte())),
             7 => {
                 let n = usize::from(input.byte()).min(tx.in_flight());
@@ -95,6 +193,8 @@ fn run(input: &mut Input<'_>) {
             8 => {
                 tx.publish();
                 rx.publish();
+                // Both serve one ring: the driver believes either.
+                driver.reclaim(if features & 64 != 0 { rx.position() } else { tx.position() });
             }
             9 => push(&mut rx, usize::from(input.word()) % (2 * MAX_FRAME), mergeable),
             10 => {
@@ -106,6 +206,11 @@ fn run(input: &mut Input<'_>) {
                 rx.disable_kicks();
             }
             _ => tx.rewind(),
+        }
+        if packed {
+            for position in [tx.position(), rx.position()] {
+                assert!(Place::decode(position).index < size);
+            }
         }
     }
 }

@@ -142,7 +142,12 @@ impl<Take: FnMut(HostRange) -> Result<(), Stop>> Reader<'_, Take> {
         let table = self.indirect(descriptor)?;
         for (addr, rest) in (0..).map_while(|index| table.read(index)) {
             self.spend()?;
-            self.buffer::<WRITABLE>(&Descriptor::packed(addr, rest))?;
+            let mut entry = Descriptor::packed(addr, rest);
+            // DPDK's driver leaves WRITE in the tables of what it sends. It is only read, whatever that says.
+            if !WRITABLE {
+                entry.flags = 0;
+            }
+            self.buffer::<WRITABLE>(&entry)?;
         }
         Ok(())
     }

@@ -124,8 +124,23 @@ impl PackedRing {
             first: 0,
             trust: Trust::default(),
         };
+        if !ring.agrees_with(start) {
+            return Err(Error::Protocol(format!(
+                "base {base:#x} of a packed vring is not where its descriptors are: a front end cannot know it after a \
+                 crash of its back end. Reset the guest's network device"
+            )));
+        }
         ring.disable_kicks();
         Ok(ring)
+    }
+
+    /// Whether the descriptors can be those of a ring that has come to `at`: from there on none is used in this
+    /// round already, in front of it none in the round before only. Not every wrong place is found out.
+    fn agrees_with(&self, at: Cursor) -> bool {
+        (0..self.size).all(|slot| {
+            let used = if (slot >= at.index) == at.wrap { AVAIL | USED } else { 0 };
+            (self.word(slot) >> 48) as u16 & (AVAIL | USED) != used
+        })
     }
 
     /// Length, id and flags of a slot. What the driver wrote before it made the slot available is visible.

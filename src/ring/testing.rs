@@ -70,7 +70,8 @@ impl Memory {
         Self { file: self.file.try_clone().unwrap(), map: self.map.clone() }
     }
 
-    pub fn len(&self) -> usize {
+    /// Where it ends.
+    pub fn end(&self) -> usize {
         self.map.len()
     }
 
@@ -123,7 +124,7 @@ impl Driver {
 
     fn reset(self, start: u16) -> Self {
         let driver = self;
-        assert!(driver.buffers().start < driver.len());
+        assert!(driver.buffers().start < driver.end());
         driver.put_u16(driver.avail_at() + 2, start);
         driver.put_u16(driver.used_at() + 2, start);
         driver
@@ -144,7 +145,7 @@ impl Driver {
     /// Bytes behind the ring, from a page boundary.
     pub fn buffers(&self) -> Range<usize> {
         let end = self.used_at() + 6 + 8 * usize::from(self.size);
-        end.next_multiple_of(4096)..self.len()
+        end.next_multiple_of(4096)..self.end()
     }
 
     /// Writes descriptor `index` of the table.

@@ -9,6 +9,7 @@ mod framing;
 mod memory;
 mod messages;
 mod offloads;
+mod packed;
 mod races;
 mod receive;
 mod storms;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::support::census::cpu_percent;
 use crate::support::daemon::{Daemon, Options};
+use crate::support::frontend::feature::{EVENT_IDX, RING_PACKED};
 use crate::support::guest::{Flows, Guest, Plan};
 
 /// Of one core.
@@ -19,9 +20,10 @@ fn cheap(what: &str, daemon: &Daemon) {
 }
 
 /// Four ports with two queue pairs each, their guests connected and warm, then silent; and they wake again.
-fn four_idle_guests(what: &str, vf: impl Fn(usize) -> String) {
+fn four_idle_guests(what: &str, features: u64) {
     let daemon = Daemon::start();
-    let connect = |i| Guest::connect(&daemon.attach(&format!("port-{i}"), &vf(i), 2), &Plan::pairs(2));
+    let plan = Plan { features, ..Plan::pairs(2) };
+    let connect = |i| Guest::connect(&daemon.attach(&format!("port-{i}"), "soft:loop", 2), &plan);
     let mut guests: Vec<_> = (0..4).map(connect).collect();
     for guest in &mut guests {
         Flows::new(4).exchange(guest, &[0, 1], 500, 600);
@@ -47,7 +49,13 @@ fn without_guests() {
 
 #[test]
 fn with_idle_guests_of_soft_vfs() {
-    four_idle_guests("with four guests of soft VFs", |_| "soft:loop".into());
+    four_idle_guests("with four guests of soft VFs", Plan::pairs(2).features);
+}
+
+#[test]
+fn with_idle_guests_of_packed_rings() {
+    let features = Plan::pairs(2).features | RING_PACKED | EVENT_IDX;
+    four_idle_guests("with four guests of packed rings", features);
 }
 
 /// A VF that can wake a core: nothing has to be looked at.

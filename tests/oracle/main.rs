@@ -45,6 +45,8 @@ enum Act {
     Rewind,
     Used,
     Kicks(bool),
+    /// What is in flight is put back, and another ring goes on from there.
+    Restart,
 }
 
 fn buffers() -> impl Strategy<Value = Vec<(u16, u16)>> {
@@ -77,6 +79,7 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
         1 => Just(Act::Rewind),
         4 => Just(Act::Used),
         1 => any::<bool>().prop_map(Act::Kicks),
+        1 => Just(Act::Restart),
     ];
     prop::collection::vec(act, 1..120)
 }

@@ -55,6 +55,8 @@ struct Chain {
 struct Model {
     memory: Memory,
     setup: Setup,
+    /// It reads buffers, or it writes to them.
+    reads: bool,
     ring_at: usize,
     driver_at: usize,
     /// What it looks at next.
@@ -71,10 +73,11 @@ struct Model {
 }
 
 impl Model {
-    fn new(driver: &Driver, setup: &Setup) -> Self {
+    fn new(driver: &Driver, setup: &Setup, reads: bool) -> Self {
         Self {
             memory: driver.share(),
             setup: *setup,
+            reads,
             ring_at: driver.ring_at(),
             driver_at: driver.driver_at(),
             next: setup.start,
@@ -158,7 +161,10 @@ impl Model {
             return vec![None];
         }
         let at = (refer.addr - GPA) as usize;
-        (0..refer.len as usize / 16).map(|i| Some(self.element(at + 16 * i))).collect()
+        // A limit of others: DPDK's driver sets WRITE where it may only be read.
+        let kept = if self.reads { !WRITE } else { !0 };
+        let entries = (0..refer.len as usize / 16).map(|i| self.element(at + 16 * i));
+        entries.map(|entry| Some(Element { flags: entry.flags & kept, ..entry })).collect()
     }
 
     fn take_out(&mut self, slots: u16) {
@@ -346,15 +352,16 @@ fn drive(driver: &mut Driver, act: &Act, flags: u16, position: u16) {
             // The table is far from the buffers, and not aligned.
             let table = LEN - 8192 + 4 + usize::from(id % 64) * 80;
             for (i, (offset, len)) in buffers.iter().enumerate() {
-                // Only WRITE counts in there.
-                let flags = flags | if id % 2 == 0 { NEXT | AVAIL } else { 0 };
+                // Only WRITE counts in there, now and then wrong.
+                let ignored = if id % 2 == 0 { NEXT | AVAIL } else { 0 };
+                let flags = flags | ignored | if id & 4 != 0 { WRITE } else { 0 };
                 let entry = Descriptor::new(buffer_at(*offset), (*len).into(), flags, 7);
                 driver.put(table + 16 * i, &bytes(&entry));
             }
             let refer = Descriptor::new(driver.gpa(table), 16 * buffers.len() as u32, INDIRECT | (id & WRITE), 0);
             driver.offer(*id, &[refer]);
         }
-        // A lie in any slot, whoever has it.
+        // In any slot, whoever has it.
         Act::Describe(at, descriptor) if at % 4 == 0 => {
             let place = if descriptor.next % 2 == 0 { AVAIL } else { USED };
             let flags = descriptor.flags | if descriptor.next % 16 == 0 { AVAIL | USED } else { place };
@@ -373,6 +380,12 @@ fn drive(driver: &mut Driver, act: &Act, flags: u16, position: u16) {
         Act::NoInterrupt(set) => driver.set_driver_event(Place::FIRST, if *set { DISABLE } else { ENABLE }),
         _ => {}
     }
+}
+
+/// Something that no driver may do to a ring (what buffers are like is another matter): a slot that is not its
+/// own, a chain without an end.
+fn is_lie(act: &Act) -> bool {
+    matches!(act, Act::Describe(at, descriptor) if at % 4 == 0 || descriptor.flags & NEXT != 0)
 }
 
 fn driver(setup: &Setup) -> Driver {
@@ -424,7 +437,7 @@ proptest! {
     fn tx(setup in setups(), acts in acts()) {
         let (mut a, mut b) = (driver(&setup), driver(&setup));
         let mut ring = TxRing::new(ours(&a), &config(&a, &setup)).unwrap();
-        let mut model = Model::new(&b, &setup);
+        let mut model = Model::new(&b, &setup, true);
         prop_assert!(asked(&a, &setup, false, model.next));
         for act in &acts {
             drive(&mut a, act, 0, ring.position());
@@ -458,6 +471,19 @@ proptest! {
                     ring.rewind();
                     model.rewind();
                 }
+                Act::Restart => {
+                    ring.rewind();
+                    model.rewind();
+                    prop_assert_eq!(ring.publish(), model.publish());
+                    let config = RingConfig { base: ring.position(), ..config(&a, &setup) };
+                    ring = match TxRing::new(ours(&a), &config) {
+                        Ok(ring) => ring,
+                        // Lies make a ring that contradicts itself.
+                        Err(_) if acts.iter().any(is_lie) => return Ok(()),
+                        Err(error) => panic!("{error}"),
+                    };
+                    model.broken = false;
+                }
                 Act::Used => {
                     prop_assert_eq!(ring.publish(), model.publish());
                     prop_assert_eq!(ring.position(), model.published.encode());
@@ -482,7 +508,7 @@ proptest! {
     fn rx(setup in setups(), acts in acts()) {
         let (mut a, mut b) = (driver(&setup), driver(&setup));
         let mut ring = RxRing::new(ours(&a), &config(&a, &setup)).unwrap();
-        let mut model = Model::new(&b, &setup);
+        let mut model = Model::new(&b, &setup, false);
         let mut number = 0_u8;
         for act in &acts {
             drive(&mut a, act, WRITE, ring.position());
@@ -493,6 +519,16 @@ proptest! {
                     let (header, frame) = frame(number, len);
                     let found = ring.push(&header, &mut &frame[..]).map_err(word);
                     prop_assert_eq!(found, model.push(&header, &frame));
+                }
+                Act::Restart => {
+                    prop_assert_eq!(ring.publish(), model.publish());
+                    let config = RingConfig { base: ring.position(), ..config(&a, &setup) };
+                    ring = match RxRing::new(ours(&a), &config) {
+                        Ok(ring) => ring,
+                        Err(_) if acts.iter().any(is_lie) => return Ok(()),
+                        Err(error) => panic!("{error}"),
+                    };
+                    model.broken = false;
                 }
                 Act::Used => {
                     prop_assert_eq!(ring.publish(), model.publish());

@@ -316,6 +316,14 @@ proptest! {
                     let next = oracle.queue.next_avail().wrapping_sub(back);
                     oracle.queue.set_next_avail(next);
                 }
+                Act::Restart => {
+                    ring.rewind();
+                    let back = oracle.in_flight.drain(..).len() as u16;
+                    let next = oracle.queue.next_avail().wrapping_sub(back);
+                    oracle.queue.set_next_avail(next);
+                    prop_assert_eq!(ring.publish(), oracle.publish(&b));
+                    ring = TxRing::new(ours(&a), &config(&a, &setup)).unwrap();
+                }
                 Act::Used => {
                     let batched = oracle.batched();
                     prop_assert_eq!(ring.publish(), oracle.publish(&b));
@@ -351,6 +359,10 @@ proptest! {
                     let (header, frame) = frame(number, len);
                     let found = ring.push(&header, &mut &frame[..]).map_err(word);
                     prop_assert_eq!(found, oracle.push(&header, &frame, setup.mergeable));
+                }
+                Act::Restart => {
+                    prop_assert_eq!(ring.publish(), oracle.publish(&b));
+                    ring = RxRing::new(ours(&a), &config(&a, &setup)).unwrap();
                 }
                 Act::Used => {
                     prop_assert_eq!(ring.publish(), oracle.publish(&b));

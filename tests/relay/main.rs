@@ -4,6 +4,7 @@ mod counters;
 mod isolation;
 mod memory;
 mod offload;
+mod packed;
 mod queues;
 mod rings;
 #[path = "../support/mod.rs"]

@@ -7,7 +7,7 @@ use crate::support::until;
 use crate::{Port, all_counted};
 
 /// Runs `frames` frames of at most `max_len` bytes round the loop.
-fn goes_round(plan: Plan, window: usize, frames: usize, max_len: usize) {
+pub(crate) fn goes_round(plan: Plan, window: usize, frames: usize, max_len: usize) {
     let port = Port::new("soft:loop", 1);
     let mut guest = port.guest(&plan);
     let mut flows = Flows::new(3).window(window);
@@ -134,7 +134,7 @@ fn buffers_in_a_region_of_their_own() {
     goes_round(Plan { regions: Some(vec![low, high]), ..Plan::default() }, 64, 3000, 1514);
 }
 
-fn by_calls(features: u64) {
+pub(crate) fn by_calls(features: u64) {
     let port = Port::new("soft:loop", 1);
     let mut guest = port.guest(&Plan { features, size: 64, ..Plan::default() });
     let mut flows = Flows::new(1);
@@ -158,8 +158,12 @@ fn a_driver_that_sleeps_without_event_idx() {
 
 #[test]
 fn a_driver_that_wants_no_calls_gets_none() {
+    wants_no_calls(Plan::default());
+}
+
+pub(crate) fn wants_no_calls(plan: Plan) {
     let port = Port::new("soft:loop", 1);
-    let mut guest = port.guest(&Plan::default());
+    let mut guest = port.guest(&plan);
     let mut flows = Flows::new(1);
     flows.exchange(&mut guest, &[0], 100, 300);
     let Pair { rx, tx } = &guest.pairs[0];
@@ -197,9 +201,13 @@ fn a_busy_daemon_wants_no_kicks() {
 
 #[test]
 fn a_ring_goes_on_where_it_stopped() {
+    goes_on_where_it_stopped(&Plan { size: 128, ..Plan::default() });
+}
+
+pub(crate) fn goes_on_where_it_stopped(plan: &Plan) {
     let port = Port::new("soft:loop", 1);
-    let mut guest = port.guest(&Plan { size: 128, ..Plan::default() });
-    let mut flows = Flows::new(1);
+    let mut guest = port.guest(plan);
+    let mut flows = Flows::new(1).window(32);
     for round in 1..=20 {
         flows.exchange(&mut guest, &[0], 77, 500);
         guest.stop();

@@ -64,6 +64,8 @@ pub mod feature {
     pub const EVENT_IDX: u64 = 1 << 29;
     pub const PROTOCOL: u64 = 1 << 30;
     pub const VERSION_1: u64 = 1 << 32;
+    pub const RING_PACKED: u64 = 1 << 34;
+    pub const IN_ORDER: u64 = 1 << 35;
 
     pub const PROTOCOL_MQ: u64 = 1 << 0;
     pub const PROTOCOL_LOG_SHMFD: u64 = 1 << 1;
@@ -111,6 +113,8 @@ pub struct FrontEnd {
     stream: UnixStream,
     /// REPLY_ACK was negotiated.
     pub reply_ack: bool,
+    /// RING_PACKED was negotiated.
+    pub packed: bool,
 }
 
 impl FrontEnd {
@@ -119,7 +123,7 @@ impl FrontEnd {
         // Longer than anything a sane back end takes, so that a hang is a failure and not a hang.
         stream.set_read_timeout(Some(super::PATIENCE)).expect("timeout");
         stream.set_write_timeout(Some(super::PATIENCE)).expect("timeout");
-        Self { stream, reply_ack: false }
+        Self { stream, reply_ack: false, packed: false }
     }
 
     /// Connects to a back end that listens, waiting for its socket to appear.
@@ -280,6 +284,10 @@ impl FrontEnd {
         assert_eq!(reply.body.len(), 8, "{reply:?}");
         assert_eq!(reply.body[..4], ring.to_ne_bytes(), "another ring's position: {reply:?}");
         let base = u32::from_ne_bytes(reply.body[4..].try_into().expect("4 bytes"));
+        if self.packed {
+            assert_eq!(base >> 16, base & 0xffff, "where it reads and where it writes");
+            return Ok(base as u16);
+        }
         Ok(u16::try_from(base).expect("a split ring's position has 16 bits"))
     }
 

@@ -131,7 +131,7 @@ impl Guest {
         for Pair { rx, tx } in &mut self.pairs {
             for queue in [&rx.queue, &tx.queue] {
                 let base = self.front.get_vring_base(queue.index).expect("base");
-                assert_eq!(base, queue.device_idx(), "ring {}", queue.index);
+                assert_eq!(base, queue.position(), "ring {}", queue.index);
             }
         }
     }
@@ -156,6 +156,7 @@ pub fn negotiate(front: &mut FrontEnd, features: u64) {
     let protocol = front.protocol_features() & known;
     front.must(request::SET_PROTOCOL_FEATURES, &protocol.to_ne_bytes(), &[]);
     front.reply_ack = protocol & feature::PROTOCOL_REPLY_ACK != 0;
+    front.packed = features & feature::RING_PACKED != 0;
     front.must(request::SET_OWNER, &[], &[]);
     front.must(request::SET_FEATURES, &(features | feature::PROTOCOL).to_ne_bytes(), &[]);
 }
@@ -171,7 +172,14 @@ fn build_pair(plan: &Plan, index: usize, regions: &[Arc<Region>]) -> Pair {
     let event_idx = plan.features & feature::EVENT_IDX != 0;
     let mergeable = plan.features & feature::MRG_RXBUF != 0;
     let header_len = header_len(plan.features);
-    let queue = |i: usize| Queue::new(home, i as u32, plan.size, event_idx);
+    let queue = |i: usize| {
+        if plan.features & feature::RING_PACKED == 0 {
+            return Queue::new(home, i as u32, plan.size, event_idx);
+        }
+        let mut queue = Queue::packed(home, i as u32, plan.size, event_idx);
+        queue.packed.as_mut().expect("just made").in_order = plan.features & feature::IN_ORDER != 0;
+        queue
+    };
     Pair {
         rx: RxQueue::new(queue(2 * index), buffers, &plan.rx_pieces, header_len, mergeable),
         tx: TxQueue::new(queue(2 * index + 1), buffers, plan.tx_slot, header_len, plan.shape.clone()),

@@ -11,6 +11,7 @@ pub mod frame;
 pub mod frontend;
 pub mod guest;
 pub mod memory;
+pub mod packed;
 pub mod queue;
 pub mod rx;
 pub mod tap;

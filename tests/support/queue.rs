@@ -1,4 +1,5 @@
-//! The driver's side of a split virtqueue (virtio 1.3, section 2.7), with its areas open to lies.
+//! The driver's side of a virtqueue, with its areas open to lies: what follows is split (virtio 1.3, section
+//! 2.7); where a packed one differs, [`super::packed`] has it.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -9,6 +10,7 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use super::frontend::{FrontEnd, pair, readable, request, vring_addr};
 use super::memory::{Region, USER_OFFSET};
+use super::packed::Packed;
 
 pub const NEXT: u16 = 1;
 pub const WRITE: u16 = 2;
@@ -59,6 +61,9 @@ pub struct Queue {
     used_idx: u16,
     /// Kicks the device wanted.
     pub kicks: u64,
+    pub packed: Option<Packed>,
+    /// Chains that were used together with a later one, which was taken already.
+    taken: Vec<(u16, u32)>,
 }
 
 impl Queue {
@@ -81,7 +86,18 @@ impl Queue {
             kicked_idx: 0,
             used_idx: 0,
             kicks: 0,
+            packed: None,
+            taken: Vec::new(),
         }
+    }
+
+    /// A packed one.
+    pub fn packed(region: &Arc<Region>, index: u32, size: u16, event_idx: bool) -> Self {
+        let queue = Self::new(region, index, size, event_idx);
+        // Both event suppression structures are aligned to 4.
+        let avail = region.alloc(4, 4);
+        let packed = Some(Packed::new(region, size, queue.desc, avail, queue.used));
+        Self { avail, packed, ..queue }
     }
 
     /// Tells the back end everything about the ring but SET_VRING_ENABLE.
@@ -93,7 +109,8 @@ impl Queue {
     /// Size, base, addresses and call fd.
     pub fn set_up(&self, front: &FrontEnd) {
         front.must(request::SET_VRING_NUM, &pair(self.index, self.size.into()), &[]);
-        front.must(request::SET_VRING_BASE, &pair(self.index, self.used_idx.into()), &[]);
+        let base = self.packed.as_ref().map_or(self.used_idx.into(), Packed::base);
+        front.must(request::SET_VRING_BASE, &pair(self.index, base), &[]);
         front.must(request::SET_VRING_ADDR, &self.addresses(), &[]);
         let ring = u64::from(self.index).to_ne_bytes();
         front.must(request::SET_VRING_CALL, &ring, &[self.call.as_fd()]);
@@ -129,9 +146,19 @@ impl Queue {
         self.used_idx
     }
 
-    /// The device's position.
+    /// Chains that the device has used, ever.
+    #[track_caller]
     pub fn device_idx(&self) -> u16 {
+        if let Some(packed) = &self.packed {
+            return self.used_idx.wrapping_add(self.taken.len() as u16).wrapping_add(packed.visible().0);
+        }
         self.region.load(self.used + 2, Ordering::Acquire)
+    }
+
+    /// The device's position, as GET_VRING_BASE has to answer.
+    #[track_caller]
+    pub fn position(&self) -> u16 {
+        self.packed.as_ref().map_or_else(|| self.device_idx(), |packed| packed.visible().1)
     }
 
     /// Writes a descriptor of the table.
@@ -171,6 +198,15 @@ impl Queue {
             return None;
         }
         let chain = self.free.split_off(self.free.len() - pieces.len());
+        if let Some(packed) = &mut self.packed {
+            let last = pieces.len() - 1;
+            let desc = |(i, &(addr, len)): (usize, &Piece)| {
+                let flags = if device_writes { WRITE } else { 0 } | if i < last { NEXT } else { 0 };
+                Desc { addr, len, flags, next: 0 }
+            };
+            packed.add(chain[0], &pieces.iter().enumerate().map(desc).collect::<Vec<_>>());
+            return Some(self.made_available(chain));
+        }
         for (i, &(addr, len)) in pieces.iter().enumerate() {
             let next = chain.get(i + 1);
             let flags = if device_writes { WRITE } else { 0 } | next.map_or(0, |_| NEXT);
@@ -184,6 +220,14 @@ impl Queue {
     /// As [`Self::add`], through an indirect table at `table`.
     pub fn add_indirect(&mut self, table: u64, pieces: &[Piece], device_writes: bool) -> Option<u16> {
         let head = self.free.pop()?;
+        if let Some(packed) = &mut self.packed {
+            for (i, &(addr, len)) in pieces.iter().enumerate() {
+                let flags = if device_writes { WRITE } else { 0 };
+                packed.write_at(table + 16 * i as u64, Desc { addr, len, flags, next: 0 });
+            }
+            packed.add(head, &[Desc { addr: table, len: 16 * pieces.len() as u32, flags: INDIRECT, next: 0 }]);
+            return Some(self.made_available(vec![head]));
+        }
         for (i, &(addr, len)) in pieces.iter().enumerate() {
             let last = i + 1 == pieces.len();
             let flags = if device_writes { WRITE } else { 0 } | if last { 0 } else { NEXT };
@@ -196,9 +240,18 @@ impl Queue {
         Some(self.made_available(vec![head]))
     }
 
+    /// Adds a chain of any descriptors to a packed ring.
+    pub fn add_descs(&mut self, descs: &[Desc]) -> u16 {
+        let chain = self.free.split_off(self.free.len() - descs.len());
+        self.packed.as_mut().expect("a packed ring").add(chain[0], descs);
+        self.made_available(chain)
+    }
+
     fn made_available(&mut self, chain: Vec<u16>) -> u16 {
         let head = chain[0];
-        self.write_head(head);
+        if self.packed.is_none() {
+            self.write_head(head);
+        }
         self.avail_idx = self.avail_idx.wrapping_add(1);
         self.chains[usize::from(head)] = chain;
         head
@@ -211,7 +264,10 @@ impl Queue {
     }
 
     /// Makes added chains visible to the device.
-    pub fn publish(&self) {
+    pub fn publish(&mut self) {
+        if let Some(packed) = &mut self.packed {
+            return packed.publish();
+        }
         self.write_avail_idx(self.avail_idx);
     }
 
@@ -220,7 +276,9 @@ impl Queue {
         self.publish();
         // Order the index before the look at the device's wish (virtio 1.3, 2.7.13.4.1).
         fence(Ordering::SeqCst);
-        let wanted = if self.event_idx {
+        let wanted = if let Some(packed) = &mut self.packed {
+            packed.kick_wanted()
+        } else if self.event_idx {
             let event: u16 = self.region.load(self.used + 4 + 8 * u64::from(self.size), Ordering::Relaxed);
             let (new, old) = (self.avail_idx, self.kicked_idx);
             new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
@@ -242,6 +300,19 @@ impl Queue {
     /// Takes the next used element: head and written length.
     #[track_caller]
     pub fn pop(&mut self) -> Option<(u16, u32)> {
+        if let Some(packed) = &mut self.packed {
+            if self.taken.is_empty() {
+                let (ids, len) = packed.take()?;
+                // What stands behind a later one was used without anything being written.
+                self.taken = ids.into_iter().rev().map(|id| (id, 0)).collect();
+                self.taken[0].1 = len;
+            }
+            let (id, len) = self.taken.pop()?;
+            self.used_idx = self.used_idx.wrapping_add(1);
+            let chain = std::mem::take(&mut self.chains[usize::from(id)]);
+            self.free.extend(chain.iter().rev());
+            return Some((id, len));
+        }
         let idx = self.device_idx();
         let ready = idx.wrapping_sub(self.used_idx);
         if ready == 0 {
@@ -275,6 +346,10 @@ impl Queue {
 
     /// Asks for a call at the next used element; `true` if there is one already.
     pub fn request_call(&self) -> bool {
+        if let Some(packed) = &self.packed {
+            packed.request_call(self.event_idx);
+            return self.device_idx() != self.used_idx;
+        }
         self.region.store::<u16>(self.avail, 0, Ordering::Relaxed);
         self.write_used_event(self.used_idx);
         fence(Ordering::SeqCst);
@@ -283,6 +358,9 @@ impl Queue {
 
     /// Asks not to be called (with EVENT_IDX: not before the index has gone all the way round).
     pub fn suppress_calls(&self) {
+        if let Some(packed) = &self.packed {
+            return packed.suppress_calls();
+        }
         if self.event_idx {
             self.write_used_event(self.used_idx.wrapping_sub(1));
         } else {
@@ -320,6 +398,10 @@ impl Queue {
         self.avail_idx = 0;
         self.kicked_idx = 0;
         self.used_idx = 0;
+        self.taken.clear();
+        if let Some(packed) = &mut self.packed {
+            return packed.reset();
+        }
         self.region.write(self.avail, &[0; 4]);
         self.region.write(self.used, &[0; 4]);
     }

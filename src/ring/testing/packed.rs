@@ -104,7 +104,7 @@ impl Driver {
     fn over(memory: Memory, at: usize, size: u16, start: Place) -> Self {
         let out = VecDeque::new();
         let driver = Self { memory, at, size, avail: start, used: start, in_order: false, hidden: None, out };
-        assert!(driver.buffers().start < driver.len());
+        assert!(driver.buffers().start < driver.end());
         // As it is after the rounds before: slots in front of the start were used in this one, the others in
         // the last.
         let before = Place { index: 0, wrap: !start.wrap };
@@ -135,7 +135,7 @@ impl Driver {
 
     /// Bytes behind the ring, from a page boundary.
     pub fn buffers(&self) -> Range<usize> {
-        (self.device_at() + 4).next_multiple_of(4096)..self.len()
+        (self.device_at() + 4).next_multiple_of(4096)..self.end()
     }
 
     /// Slots that the device does not have.
