@@ -172,8 +172,21 @@ closure() {
 
 pids=()
 
-end() { # PID
+ended() { # PID
+    local state
+    state=$(awk '{ print $3 }' "/proc/$1/stat" 2>/dev/null) || return 0
+    [ "$state" = Z ]
+}
+
+# end PID: kills what does not end within 10 s.
+end() {
+    local i
     kill "$1" 2>/dev/null || return 0
+    for ((i = 0; i < 200; i++)); do
+        ! ended "$1" || break
+        sleep 0.05
+    done
+    kill -9 "$1" 2>/dev/null || true
     wait "$1" 2>/dev/null || true
 }
 
