@@ -72,6 +72,16 @@ impl HostRange {
         self.ptr.wrapping_add(offset)
     }
 
+    /// All of it. `memory` is where a look-up found it.
+    #[cfg(test)]
+    pub(crate) fn contents(&self, memory: &super::GuestMemory) -> Vec<u8> {
+        assert_eq!(memory.translate(self.gpa, self.len as u64).map(|range| range.ptr), Some(self.ptr));
+        let mut bytes = vec![0; self.len];
+        // SAFETY: it lies in `memory`, which is alive.
+        unsafe { self.read_into(0, &mut bytes) };
+        bytes
+    }
+
     /// Reads a little-endian `u16` once.
     ///
     /// # Safety

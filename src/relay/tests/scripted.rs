@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use arrayvec::ArrayVec;
 
+use crate::guest::{GuestMemory, HostRange};
 use crate::ring::{BURST, Gather};
 use crate::vf::{RxPacket, RxQueue, TxOffload, TxPacket, TxQueue};
 
@@ -20,7 +21,28 @@ pub struct Script {
     pub pool: usize,
     /// What went out.
     pub sent: Vec<Vec<u8>>,
+    /// Frames from this length on are sent from where they lie.
+    pub lends_from: usize,
+    /// Lent frames are not returned until told.
+    pub keeps: bool,
+    /// Lent and not returned, as they were when they were sent.
+    pub out: VecDeque<(Lent, Vec<u8>)>,
+    lent: u32,
+    returned: u32,
 }
+
+impl Script {
+    /// Returns the `n` oldest. They are as they were sent: the guest did not get them back before.
+    pub fn give_back(&mut self, n: usize) {
+        for ((frame, memory), sent) in self.out.drain(..n) {
+            assert_eq!(frame.contents(&memory), sent);
+            self.returned = self.returned.wrapping_add(1);
+        }
+    }
+}
+
+/// A frame where it lies.
+type Lent = (HostRange, Arc<GuestMemory>);
 
 /// A transmit queue.
 #[derive(Clone, Debug)]
@@ -28,7 +50,18 @@ pub struct ScriptedTx(Arc<Mutex<Script>>);
 
 impl ScriptedTx {
     pub fn new() -> Self {
-        let script = Script { takes: VecDeque::new(), refuses: 0, pool: 1000, sent: Vec::new() };
+        let script = Script {
+            takes: VecDeque::new(),
+            refuses: 0,
+            pool: 1000,
+            sent: Vec::new(),
+            lends_from: usize::MAX,
+            keeps: false,
+            out: VecDeque::new(),
+            // About to wrap.
+            lent: u32::MAX - 100,
+            returned: u32::MAX - 100,
+        };
         Self(Arc::new(Mutex::new(script)))
     }
 
@@ -41,6 +74,7 @@ impl ScriptedTx {
 #[derive(Debug)]
 pub struct Packet {
     bytes: Vec<u8>,
+    lent: Option<Lent>,
     home: Option<ScriptedTx>,
 }
 
@@ -79,15 +113,47 @@ impl TxQueue for ScriptedTx {
         drop(script);
         let mut bytes = vec![0; source.remaining()];
         source.copy_next(&mut bytes);
-        Some(Packet { bytes, home: Some(self.clone()) })
+        Some(Packet { bytes, lent: None, home: Some(self.clone()) })
+    }
+
+    fn lends_from(&self) -> usize {
+        self.script().lends_from
+    }
+
+    fn lend(&mut self, frame: HostRange, memory: &Arc<GuestMemory>) -> Option<Packet> {
+        let mut script = self.script();
+        script.pool = script.pool.checked_sub(1)?;
+        drop(script);
+        Some(Packet { bytes: Vec::new(), lent: Some((frame, memory.clone())), home: Some(self.clone()) })
+    }
+
+    fn lent(&self) -> u32 {
+        self.script().lent
+    }
+
+    fn returned(&mut self) -> u32 {
+        let mut script = self.script();
+        if !script.keeps {
+            let all = script.out.len();
+            script.give_back(all);
+        }
+        script.returned
     }
 
     fn send(&mut self, burst: &mut ArrayVec<Packet, BURST>, refused: &mut u32) -> usize {
         let n = self.script().takes.pop_front().unwrap_or(BURST).min(burst.len());
         let mask = if n == 0 { 0 } else { std::mem::take(&mut self.script().refuses) };
-        for (place, packet) in burst.drain(..n).enumerate() {
+        for (place, mut packet) in burst.drain(..n).enumerate() {
             if mask >> place & 1 == 0 {
-                self.script().sent.push(packet.bytes.clone());
+                let mut script = self.script();
+                let lent = packet.lent.take();
+                let bytes =
+                    lent.as_ref().map_or_else(|| packet.bytes.clone(), |(frame, memory)| frame.contents(memory));
+                if let Some(lent) = lent {
+                    script.out.push_back((lent, bytes.clone()));
+                    script.lent = script.lent.wrapping_add(1);
+                }
+                script.sent.push(bytes);
             } else {
                 *refused |= 1 << place;
             }
@@ -134,7 +200,7 @@ impl RxQueue for ScriptedRx {
     fn receive(&mut self, burst: &mut ArrayVec<Packet, BURST>) -> usize {
         let mut frames = self.0.lock().unwrap();
         let n = frames.len().min(burst.remaining_capacity());
-        burst.extend(frames.drain(..n).map(|bytes| Packet { bytes, home: None }));
+        burst.extend(frames.drain(..n).map(|bytes| Packet { bytes, lent: None, home: None }));
         n
     }
 
