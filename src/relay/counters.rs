@@ -119,6 +119,7 @@ pub struct LaneSnapshot {
     /// Bursts they came in.
     pub bursts: u64,
     /// Frames among them that were not copied: sent from, or received into, the guest's memory.
+    #[serde(default)]
     pub zero_copied: u64,
     /// Frames that were not, by cause.
     pub dropped: Dropped,
