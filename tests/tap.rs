@@ -23,12 +23,39 @@ fn datagrams_reach_the_kernel_and_come_back_byte_by_byte() {
         (0..len).map(|i| (seq * 7 + i * i) as u8).collect()
     };
     let mut buffer = [0; 2048];
+    let zero_copy = |when: &str| {
+        let socket = serde_json::json!({"path": daemon.socket("port.sock")});
+        let vfs = [format!("vdev:net_tap0,iface={name}")];
+        let request = serde_json::json!({"id": "port", "socket": socket, "vfs": vfs, "zero_copy": when});
+        assert_eq!(daemon.call("port.attach", request).expect("attach")["pending"], serde_json::json!([]));
+        let copies = &daemon.show("port")["copies"]["guest_to_vf"];
+        assert_eq!(copies.as_str(), (when == "off").then_some("zero_copy is off"));
+    };
+    // Of frames of 256 bytes or more, in the second half.
+    let (mut large, mut before) = (0, 0);
     for first in (0..1000).step_by(20) {
         let batch = first..first + 20;
+        match first {
+            500 => zero_copy("off"),
+            740 => zero_copy("auto"),
+            _ => {}
+        }
+        if first == 500 {
+            before = daemon.lanes("port").guest_to_vf.zero_copied;
+            assert!((1..500).contains(&before));
+        } else if first == 740 {
+            assert_eq!(daemon.lanes("port").guest_to_vf.zero_copied, before, "it is off");
+        }
         for seq in batch.clone() {
-            assert!(guest.pairs[0].tx.send(&tap.frame(&payload(seq))));
+            let frame = tap.frame(&payload(seq));
+            large += u64::from(first >= 740 && frame.len() >= 256);
+            assert!(guest.pairs[0].tx.send(&frame));
         }
         guest.pairs[0].tx.flush();
+        if first < 500 {
+            // With frames on their way.
+            zero_copy(if first / 20 % 2 == 0 { "off" } else { "auto" });
+        }
         for seq in batch.clone() {
             let len = tap.socket.recv(&mut buffer).expect("the guest's datagram");
             assert_eq!(buffer[..len], payload(seq), "guest to kernel, {seq}");
@@ -50,6 +77,7 @@ fn datagrams_reach_the_kernel_and_come_back_byte_by_byte() {
     let lanes = daemon.lanes("port");
     assert_eq!(lanes.guest_to_vf.packets, 1000, "{lanes:?}");
     assert_eq!(lanes.guest_to_vf.dropped.total(), 0, "{lanes:?}");
+    assert_eq!(lanes.guest_to_vf.zero_copied, before + large, "{lanes:?}");
     assert!(lanes.vf_to_guest.packets >= 1000, "{lanes:?}");
     daemon.detach("port");
     assert!(!std::path::Path::new(&format!("/sys/class/net/{name}")).exists(), "the tap is gone with the VF");
