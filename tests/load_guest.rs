@@ -11,7 +11,7 @@ use serde_json::Value;
 mod load_guest;
 mod support;
 
-use support::daemon::Daemon;
+use support::daemon::{Attach, Daemon};
 use support::testpmd::Testpmd;
 
 /// Its result.
@@ -40,6 +40,18 @@ fn verifies_our_daemon() {
     for options in SPLIT.into_iter().chain(["--pairs 2"]) {
         run(&socket, &format!("--mode verify --direction both --seconds 0.2 {options}"))
             .expect("frames as they were sent");
+    }
+    daemon.stop();
+}
+
+#[test]
+fn listens() {
+    let daemon = Daemon::start();
+    let (id, vf) = ("port".to_owned(), "soft:loop".to_owned());
+    let socket = daemon.socket("port");
+    daemon.attach_as(&Attach { id, socket: socket.clone(), client: true, vf, queues: 1, mtu: None });
+    for _ in 0..2 {
+        run(&socket, "--listen --mode verify --direction both --seconds 0.1").expect("frames as they were sent");
     }
     daemon.stop();
 }
@@ -92,6 +104,8 @@ fn counts_as_the_daemon_does() {
 fn says_what_is_wrong() {
     let daemon = Daemon::start();
     let socket = daemon.attach("port", "soft:null", 1);
+    let absent = run(Path::new("/nowhere/port.sock"), "").expect_err("there is no socket");
+    assert!(absent.contains("connect to /nowhere/port.sock"), "{absent}");
     let refused = run(&socket, "--pairs 2").expect_err("there is one pair only");
     assert!(refused.contains("does not offer MQ"), "{refused}");
     let lost = run(&socket, "--mode verify --direction both --seconds 0.1").expect_err("nothing comes back");

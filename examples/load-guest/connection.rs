@@ -2,7 +2,7 @@
 
 use std::error::Error;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
 use rustix::event::{EventfdFlags, eventfd};
@@ -67,7 +67,7 @@ impl Connection {
             std::fs::remove_file(socket)?;
             front_end
         } else {
-            FrontEnd::connect(socket)
+            FrontEnd::new(UnixStream::connect(socket).map_err(|e| format!("connect to {}: {e}", socket.display()))?)
         };
         let wanted = wanted | feature::VERSION_1 | if pairs > 1 { feature::MQ } else { 0 };
         let offered = front_end.features();

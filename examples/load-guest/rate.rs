@@ -26,6 +26,8 @@ pub fn run<D: Driver>(args: &Args) -> Outcome<Value> {
     }
     let windows = std::iter::once(args.warm_up).chain((0..args.windows).map(|_| args.seconds));
     let (mut tx, mut rx) = (vec![], vec![]);
+    // Of a ring: how often nothing was back, and something.
+    let mut polls = [0_u64; 2];
     for (i, seconds) in windows.enumerate() {
         let count = |guest: &Guest<D>| {
             let lanes = [guest.sum(|p| p.tx.packets), guest.sum(|p| p.rx.packets)];
@@ -38,10 +40,10 @@ pub fn run<D: Driver>(args: &Args) -> Outcome<Value> {
             for _ in 0..ROUNDS {
                 for pair in &mut guest.pairs {
                     if sends {
-                        send(pair, args.touch);
+                        polls[usize::from(send(pair, args.touch))] += 1;
                     }
                     if receives {
-                        receive(pair, args.touch);
+                        polls[usize::from(receive(pair, args.touch))] += 1;
                     }
                 }
             }
@@ -69,14 +71,17 @@ pub fn run<D: Driver>(args: &Args) -> Outcome<Value> {
         "sent": guest.sum(|p| p.tx.packets),
         "received": guest.sum(|p| p.rx.packets),
         "kicks": guest.sum(|p| p.tx.kicks + p.rx.kicks),
+        // Near 0 it is this guest that is measured, not the back end.
+        "idle_polls": polls[0] as f64 / polls.iter().sum::<u64>() as f64,
     }))
 }
 
+/// Whether there was anything to do.
 #[inline]
-fn send<D: Driver>(pair: &mut Pair<D>, touch: bool) {
+fn send<D: Driver>(pair: &mut Pair<D>, touch: bool) -> bool {
     let lane = &mut pair.tx;
     if lane.reclaim() == 0 {
-        return;
+        return false;
     }
     lane.count_sent();
     if touch {
@@ -89,13 +94,15 @@ fn send<D: Driver>(pair: &mut Pair<D>, touch: bool) {
     }
     lane.recycle();
     lane.publish();
+    true
 }
 
+/// As [`send`].
 #[inline]
-fn receive<D: Driver>(pair: &mut Pair<D>, touch: bool) {
+fn receive<D: Driver>(pair: &mut Pair<D>, touch: bool) -> bool {
     let lane = &mut pair.rx;
     if lane.reclaim() == 0 {
-        return;
+        return false;
     }
     lane.count_received();
     if touch {
@@ -107,4 +114,5 @@ fn receive<D: Driver>(pair: &mut Pair<D>, touch: bool) {
     }
     lane.recycle();
     lane.publish();
+    true
 }
