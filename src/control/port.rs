@@ -371,7 +371,7 @@ impl<V> Port<V> {
         Copies {
             guest_to_vf: (!vf.caps.lends)
                 .then(|| format!("{driver} is not known to be done with sent frames in time and in order")),
-            vf_to_guest: Some("received frames are always copied".into()),
+            vf_to_guest: (!vf.caps.places).then(|| format!("{driver} takes buffers before there are frames for them")),
         }
     }
 

@@ -169,10 +169,14 @@ impl<Q: RxQueue> VfToGuest<Q> {
         let mut moved = self.retry_held(queue, turn);
         let source = &mut self.sources[queue];
         if !source.is_blocked() {
+            self.stock(queue, turn);
             let mut burst = ArrayVec::new();
-            moved += source.queue.receive(&mut burst);
+            moved += self.sources[queue].queue.receive(&mut burst);
             for packet in burst {
-                self.place(queue, packet, turn.now, turn);
+                match packet.placed_at() {
+                    Some(at) => self.accept(queue, at, &packet),
+                    None => self.place(queue, packet, turn.now, turn),
+                }
             }
         }
         self.publish(turn);
@@ -185,6 +189,7 @@ impl<Q: RxQueue> VfToGuest<Q> {
             Ok(pair) => pair,
             Err(cause) => return self.tally.drop(cause, 1),
         };
+        self.unstock(pair);
         if self.waiting & 1 << pair == 0 {
             match self.push(pair, &packet) {
                 Ok(()) => return self.tally.add(packet.len()),

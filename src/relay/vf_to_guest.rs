@@ -50,6 +50,8 @@ pub(super) struct Source<Q: RxQueue> {
     pub(super) queue: Q,
     /// In order of arrival, each with its time.
     pub(super) held: ArrayVec<(Instant, Q::Packet), BURST>,
+    /// The ring whose buffers are posted to the queue.
+    stocked: Option<u8>,
     /// The queue feeds exactly one ring: then the VF's own queue may wait behind what is held.
     feeds_one: bool,
 }
@@ -67,15 +69,27 @@ pub(super) struct RxSeat {
     ring: RxRing,
     doorbell: Doorbell,
     enabled: bool,
+    /// Frames may come into the guest's buffers without us: buffers of so many bytes, with this header.
+    zero_copy: Option<Room>,
     guest_checksum: bool,
     /// It stayed empty for the whole grace; not waited for until it has room again.
     pub(super) dry: bool,
 }
 
+/// What a buffer must hold to be worth being posted: any frame of the port.
+#[derive(Clone, Copy, Debug)]
+struct Room {
+    header: usize,
+    frame: usize,
+}
+
 impl RxSeat {
+    fn header(&self, packet: &impl RxPacket) -> NetHeader {
+        NetHeader { data_valid: self.guest_checksum && packet.checksum_good(), ..NetHeader::default() }
+    }
+
     pub(super) fn push(&mut self, packet: &impl RxPacket) -> Result<(), PushError> {
-        let header = NetHeader { data_valid: self.guest_checksum && packet.checksum_good(), ..NetHeader::default() };
-        self.ring.push(&header, &mut packet.gather())?;
+        self.ring.push(&self.header(packet), &mut packet.gather())?;
         self.dry = false;
         Ok(())
     }
@@ -110,6 +124,8 @@ impl Steering {
 #[derive(Debug)]
 pub(super) struct Tally {
     packets: u64,
+    /// Of these, not copied.
+    placed: u64,
     bytes: u64,
     counters: Arc<LaneCounters>,
 }
@@ -120,6 +136,12 @@ impl Tally {
         self.bytes += bytes as u64;
     }
 
+    /// A frame that was not copied.
+    fn add_placed(&mut self, bytes: usize) {
+        self.placed += 1;
+        self.add(bytes);
+    }
+
     pub(super) fn drop(&mut self, cause: Cause, n: u64) {
         self.counters.dropped(cause, n);
     }
@@ -128,11 +150,62 @@ impl Tally {
         if self.packets > 0 {
             self.counters.delivered(self.packets, self.bytes);
             (self.packets, self.bytes) = (0, 0);
+            if self.placed > 0 {
+                self.counters.lent(std::mem::take(&mut self.placed));
+            }
         }
     }
 }
 
 impl<Q: RxQueue> VfToGuest<Q> {
+    /// Posts buffers of the guest to a VF queue whose frames go to one ring, and no other queue's do.
+    #[inline]
+    pub(super) fn stock(&mut self, queue: usize, turn: &Turn<'_>) {
+        let source = &mut self.sources[queue];
+        let Some(pair) = self.steering.direct[queue].filter(|_| source.held.is_empty() && source.queue.takes_buffers())
+        else {
+            return;
+        };
+        let Some(seat) = &mut self.seats[usize::from(pair)] else { return };
+        let Some(room) = seat.zero_copy.filter(|_| seat.ring.reserved() < BURST / 2) else { return };
+        let reserved = seat
+            .ring
+            .reserve(room.header + room.frame, |buffer, memory| source.queue.post(buffer, room.header, memory));
+        source.stocked = Some(pair);
+        if let Err(fault) = reserved {
+            self.quarantine(pair.into(), fault, turn);
+        }
+    }
+
+    /// Takes the buffers of a ring back from the queue they were posted to.
+    pub(super) fn unstock(&mut self, pair: usize) {
+        let Some(seat) = self.seats[pair].as_mut().filter(|seat| seat.ring.reserved() > 0) else { return };
+        for source in self.sources.iter_mut().filter(|source| source.stocked == Some(pair as u8)) {
+            source.queue.withdraw();
+            source.stocked = None;
+        }
+        seat.ring.release();
+    }
+
+    /// A frame came into a posted buffer.
+    pub(super) fn accept(&mut self, queue: usize, at: usize, packet: &Q::Packet) {
+        let pair = self.sources[queue].stocked.map_or(0, usize::from);
+        let Some(seat) = self.seats[pair].as_mut() else {
+            return self.tally.drop(Cause::NotReady, 1);
+        };
+        let (header, len) = (seat.header(packet), packet.len());
+        let fits = seat.zero_copy.is_some_and(|room| len <= room.frame);
+        if !seat.ring.accept(at, &header, if fits { len } else { 0 }) {
+            return self.tally.drop(Cause::NotReady, 1);
+        }
+        self.touched |= 1 << pair;
+        seat.dry = false;
+        match fits {
+            true => self.tally.add_placed(len),
+            false => self.tally.drop(Cause::Oversize, 1),
+        }
+    }
+
     /// Copies a frame into a ring and remembers to publish it.
     pub(super) fn push(&mut self, pair: usize, packet: &Q::Packet) -> Result<(), PushError> {
         let Some(seat) = self.seats[pair].as_mut() else {
@@ -153,7 +226,7 @@ impl<Q: RxQueue> VfToGuest<Q> {
     /// A lane of `pairs` queue pairs (at most [`MAX_PAIRS`]) without rings.
     pub fn new(id: LaneId, pairs: usize, queues: Vec<Q>, counters: Arc<LaneCounters>) -> Self {
         assert!(pairs <= MAX_PAIRS && queues.len() <= MAX_PAIRS, "more than {MAX_PAIRS} queue pairs");
-        let source = |queue| Source { queue, held: ArrayVec::new(), feeds_one: false };
+        let source = |queue| Source { queue, held: ArrayVec::new(), stocked: None, feeds_one: false };
         let mut lane = Self {
             id,
             sources: queues.into_iter().map(source).collect(),
@@ -162,7 +235,7 @@ impl<Q: RxQueue> VfToGuest<Q> {
             faults: (0..pairs).map(|_| None).collect(),
             steering: Steering::default(),
             turnover: Turnover::default(),
-            tally: Tally { packets: 0, bytes: 0, counters },
+            tally: Tally { packets: 0, placed: 0, bytes: 0, counters },
             touched: 0,
             waiting: 0,
             armed: false,
@@ -194,6 +267,7 @@ impl<Q: RxQueue> VfToGuest<Q> {
 
     /// Works out the steering anew; the set of open rings has changed.
     fn steer(&mut self) {
+        (0..self.seats.len()).for_each(|pair| self.unstock(pair));
         let open = |seat: &Option<RxSeat>| seat.as_ref().is_some_and(|seat| seat.enabled);
         let steering = &mut self.steering;
         steering.open = (0u8..).zip(&self.seats).filter(|(_, seat)| open(seat)).map(|(pair, _)| pair).collect();
@@ -221,6 +295,7 @@ impl<Q: RxQueue> VfToGuest<Q> {
     /// Stops the ring. It stays in the lane: its position is asked for later. What was counted as delivered is
     /// shown to the guest first; it is not signalled.
     fn stop(&mut self, pair: usize, fault: RingFault) -> Option<Doorbell> {
+        self.unstock(pair);
         let mut seat = self.seats[pair].take()?;
         seat.ring.publish();
         self.tally.counters.quarantine();
@@ -330,6 +405,9 @@ impl<Q: RxQueue> Lane for VfToGuest<Q> {
             ring,
             doorbell: plan.doorbell,
             enabled: plan.enabled,
+            zero_copy: plan
+                .zero_copy
+                .then_some(Room { header: plan.config.header_len, frame: plan.rules.max_wire_frame }),
             guest_checksum: plan.guest_checksum,
             dry: false,
         });
@@ -338,6 +416,7 @@ impl<Q: RxQueue> Lane for VfToGuest<Q> {
     }
 
     fn remove_ring(&mut self, pair: usize) -> Option<u16> {
+        self.unstock(pair);
         let seat = self.seats[pair].take();
         let fault = self.faults[pair].take();
         self.steer();
@@ -362,6 +441,7 @@ impl<Q: RxQueue> Lane for VfToGuest<Q> {
     }
 
     fn discard(&mut self) {
+        (0..self.seats.len()).for_each(|pair| self.unstock(pair));
         for source in &mut self.sources {
             self.tally.counters.dropped(Cause::NotReady, source.held.len() as u64);
             source.held.clear();

@@ -6,7 +6,7 @@ use arrayvec::ArrayVec;
 
 use super::chain::{DESCRIPTORS, Stop};
 use super::virtqueue::{Queue, Token, Virtqueue, either};
-use super::{ChainFault, Gather, NetHeader, RingConfig, RingFault};
+use super::{BURST, ChainFault, Gather, NetHeader, RingConfig, RingFault};
 use crate::error::Result;
 use crate::guest::{GuestMemory, GuestSink, GuestStore, HostRange};
 
@@ -33,6 +33,15 @@ pub enum PushError {
 pub struct RxRing {
     queue: Queue,
     place: Place,
+    /// Buffers that frames come into without us, oldest first.
+    reserved: ArrayVec<Reserved, BURST>,
+}
+
+/// A buffer taken out for a frame that is still to come.
+#[derive(Clone, Copy, Debug)]
+struct Reserved {
+    token: Token,
+    buffer: HostRange,
 }
 
 /// Where in the guest's buffers the frame being pushed goes.
@@ -71,7 +80,59 @@ impl RxRing {
                 slots: 0,
                 pieces: Box::new(ArrayVec::new()),
             },
+            reserved: ArrayVec::new(),
         })
+    }
+
+    /// Takes buffers out for frames that a device is to write there itself, until `BURST` are: each in one piece of at
+    /// least `room` bytes with the header, and in the order in which frames come. Ends at the first that is not so
+    /// (malformed ones are left to [`Self::push`]), or that `post` refuses.
+    ///
+    /// # Errors
+    /// The ring is broken.
+    #[inline]
+    pub fn reserve(
+        &mut self,
+        room: usize,
+        post: impl FnMut(HostRange, &Arc<GuestMemory>) -> bool,
+    ) -> Result<(), RingFault> {
+        let Self { queue, reserved, .. } = self;
+        either!(queue, queue => reserve(queue, reserved, room, post))
+    }
+
+    /// Buffers reserved.
+    #[inline]
+    pub fn reserved(&self) -> usize {
+        self.reserved.len()
+    }
+
+    /// A frame of `len` bytes came to the address `at`, behind the header of a reserved buffer, which it gets. Buffers
+    /// reserved before that one got none: they are used with length 0. `false`: it is in none.
+    #[inline]
+    pub fn accept(&mut self, at: usize, header: &NetHeader, len: usize) -> bool {
+        let Self { queue, place, reserved } = self;
+        let header_len = place.header_len;
+        let Some(found) = reserved.iter().position(|to| to.buffer.as_ptr().addr() + header_len == at) else {
+            return false;
+        };
+        either!(queue, queue => {
+            reserved.drain(..found).for_each(|skipped| queue.stage(skipped.token, 0));
+            let Reserved { token, buffer } = reserved.remove(0);
+            let len = (header_len + len).min(buffer.len());
+            let encoded = header.encode(1);
+            // SAFETY: the buffer was translated by this ring's view, which keeps the memory.
+            unsafe { GuestStore.fill(buffer, |sink| sink.write(&encoded[..header_len])) };
+            queue.judge(false);
+            queue.stage(token, len as u32);
+        });
+        true
+    }
+
+    /// Puts the reserved buffers back. No device may write to them any more.
+    pub fn release(&mut self) {
+        for reserved in self.reserved.drain(..).rev() {
+            either!(&mut self.queue, queue => queue.put_back(reserved.token.slots));
+        }
     }
 
     /// Copies one frame behind its header into the next buffer (several with MRG_RXBUF).
@@ -81,9 +142,13 @@ impl RxRing {
     ///
     /// # Errors
     /// See [`PushError`].
+    ///
+    /// # Panics
+    /// While buffers are reserved: their frames come first.
     #[inline]
     pub fn push(&mut self, header: &NetHeader, frame: &mut impl Gather) -> Result<(), PushError> {
-        let Self { queue, place } = self;
+        assert!(self.reserved.is_empty(), "a frame overtakes those that reserved buffers wait for");
+        let Self { queue, place, .. } = self;
         either!(queue, queue => place.push(queue, header, frame))
     }
 
@@ -118,6 +183,37 @@ impl RxRing {
     pub fn memory(&self) -> &Arc<GuestMemory> {
         either!(&self.queue, queue => queue.memory())
     }
+}
+
+/// See [`RxRing::reserve`].
+#[inline]
+fn reserve(
+    queue: &mut impl Virtqueue,
+    reserved: &mut ArrayVec<Reserved, BURST>,
+    room: usize,
+    mut post: impl FnMut(HostRange, &Arc<GuestMemory>) -> bool,
+) -> Result<(), RingFault> {
+    queue.look(false)?;
+    let mut budget = DESCRIPTORS;
+    while !reserved.is_full() && queue.is_ready(0) {
+        let mut first = None;
+        let take = |piece: HostRange| {
+            first = Some(piece);
+            Err(Stop::Enough)
+        };
+        let (token, read) = queue.read::<true>(0, &mut budget, take);
+        if let Err(Stop::Ring(fault)) = read {
+            return Err(fault);
+        }
+        match (first, read) {
+            (Some(buffer), Err(Stop::Enough)) if buffer.len() >= room && post(buffer, queue.memory()) => {
+                queue.advance(token.slots);
+                reserved.push(Reserved { token, buffer });
+            }
+            _ => break,
+        }
+    }
+    Ok(())
 }
 
 impl Place {

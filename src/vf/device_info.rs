@@ -59,6 +59,7 @@ impl DeviceInfo {
             rx_checksum: rx != 0,
             multi_segment: tx & dpdk_sys::SHIM_TX_OFFLOAD_MULTI_SEGS != 0,
             lends: zero_copy::lends(&driver),
+            places: zero_copy::places(&driver),
             rx_interrupt: false,
             driver,
         }

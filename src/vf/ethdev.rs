@@ -217,7 +217,15 @@ impl EthdevVf {
                 self.keep(queues, pools);
                 return Err(self.check("rte_eth_rx_queue_setup", rc, QUEUE_SETUP).unwrap_err());
             }
-            rx.push(EthdevRx { port: self.port, queue, pool, wake: Wake::none(), _lease: self.leases.lease() });
+            rx.push(EthdevRx {
+                port: self.port,
+                queue,
+                pool,
+                wake: Wake::none(),
+                places: self.caps.places,
+                lender: None,
+                _lease: self.leases.lease(),
+            });
         }
         self.keep(queues, pools);
         if let Some(configured) = &mut self.configured {

@@ -11,7 +11,7 @@ use super::{RxPacket, TxOffload, TxPacket};
 use crate::guest::{GuestSink, HostRange};
 use crate::ring::Gather;
 
-/// Private bytes of each mbuf of a lending pool: the address of its own buffer for the device. A cache line, so
+/// Private bytes of each mbuf of a pool with our ops: the address of its own buffer for the device. A cache line, so
 /// that the buffer stays aligned as it would be without.
 pub(super) const LENT_PRIV: u16 = 64;
 
@@ -126,6 +126,14 @@ impl Mbuf {
         self.0.as_ptr().cast::<u8>().wrapping_add(before)
     }
 
+    /// Of a pool with [`LENT_PRIV`]: it points to memory that is not its own.
+    #[inline]
+    fn is_elsewhere(self) -> bool {
+        // SAFETY: rte_mbuf.buf_addr is a pointer.
+        let buffer: *mut u8 = unsafe { self.get(dpdk_sys::SHIM_MBUF_BUF_ADDR) };
+        buffer != self.own_buffer()
+    }
+
     /// Notes where the device finds its own buffer, and its length.
     ///
     /// # Safety
@@ -159,15 +167,32 @@ impl Mbuf {
         }
     }
 
+    /// Points it to the `len` bytes at `data` such that a driver's usual headroom ends there.
+    ///
+    /// # Safety
+    /// As [`Self::lend`].
+    #[inline]
+    pub(super) unsafe fn place(self, data: *mut u8, len: usize) {
+        let headroom = dpdk_sys::SHIM_HEADROOM as usize;
+        // Nobody goes there: a driver's first byte is behind the headroom.
+        let buffer = data.wrapping_sub(headroom);
+        // SAFETY: each field has the width that it is written with.
+        unsafe {
+            self.set(dpdk_sys::SHIM_MBUF_BUF_ADDR, buffer);
+            if dpdk_sys::SHIM_MBUF_BUF_IOVA != 0 {
+                self.set(dpdk_sys::SHIM_MBUF_BUF_IOVA, buffer.addr() as u64);
+            }
+            self.set(dpdk_sys::SHIM_MBUF_BUF_LEN, (headroom + len).min(u16::MAX.into()) as u16);
+        }
+    }
+
     /// Gives it its own buffer back. Whether it pointed elsewhere.
     ///
     /// # Safety
     /// An mbuf of a lending pool.
     #[inline]
     pub(super) unsafe fn restore(self) -> bool {
-        // SAFETY: rte_mbuf.buf_addr is a pointer.
-        let buffer: *mut u8 = unsafe { self.get(dpdk_sys::SHIM_MBUF_BUF_ADDR) };
-        let lent = buffer != self.own_buffer();
+        let lent = self.is_elsewhere();
         if lent {
             // SAFETY: as in `lend` and `remember_iova`; the buffer's length is what the pool's layout says.
             unsafe {
@@ -358,6 +383,14 @@ impl RxMbuf {
     }
 }
 
+impl RxMbuf {
+    /// In a buffer of the guest's. Mbufs of other pools never are.
+    #[inline]
+    fn is_placed(&self) -> bool {
+        self.mbuf.pool() == self.pool && self.mbuf.is_elsewhere()
+    }
+}
+
 impl Drop for RxMbuf {
     /// The usual case, an mbuf of the queue's own pool, stays in Rust. Everything else (net_ring hands us what
     /// another pool sent, chains, shared buffers) takes DPDK's way.
@@ -366,6 +399,8 @@ impl Drop for RxMbuf {
         let odd = dpdk_sys::SHIM_MBUF_INDIRECT | dpdk_sys::SHIM_MBUF_EXTERNAL;
         let mbuf = self.mbuf;
         if mbuf.pool() == self.pool && mbuf.segments() == 1 && mbuf.refcnt() == 1 && mbuf.flags() & odd == 0 {
+            // SAFETY: the pool has LENT_PRIV.
+            unsafe { mbuf.restore() };
             // A free mbuf has refcnt 1, one segment and no next (rte_mbuf_raw_free): it has.
             // SAFETY: the mbuf is of this pool and ours alone; the lane owns the pool.
             unsafe { Stack::put_one(self.stack, mbuf.raw().cast()) };
@@ -381,6 +416,9 @@ impl RxPacket for RxMbuf {
     }
 
     fn head(&self) -> &[u8] {
+        if self.is_placed() {
+            return &[];
+        }
         // SAFETY: the driver wrote data_len bytes; the mbuf is ours while `self` lives.
         unsafe { std::slice::from_raw_parts(self.mbuf.data(), self.mbuf.data_len().into()) }
     }
@@ -392,6 +430,11 @@ impl RxPacket for RxMbuf {
             remaining: self.len(),
             _frame: self,
         }
+    }
+
+    #[inline]
+    fn placed_at(&self) -> Option<usize> {
+        self.is_placed().then(|| self.mbuf.data().addr())
     }
 
     fn checksum_good(&self) -> bool {

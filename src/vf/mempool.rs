@@ -15,6 +15,7 @@
 //! receive pool. Its mbufs can be pointed into guest memory; when one comes back, it gets its own buffer back
 //! and is counted: so the driver's put *is* the completion queue.
 
+use std::collections::VecDeque;
 use std::ffi::{CString, c_int, c_uint, c_void};
 use std::mem;
 use std::ptr::{self, NonNull};
@@ -26,6 +27,7 @@ use dpdk_sys::{rte_mempool, rte_mempool_ops, rte_pktmbuf_pool_private};
 use super::eal::errno;
 use super::mbuf::{LENT_PRIV, Mbuf};
 use crate::error::{Error, Result};
+use crate::ring::BURST;
 
 /// One struct for every pool of ours: Debian's plug-ins leave 2 of a process's 16 places free.
 const OPS_NAME: &[u8] = b"virtio_forwarder\0";
@@ -65,10 +67,10 @@ pub(super) fn register_ops() -> Result<()> {
 pub(super) struct Stack {
     free: Box<[*mut c_void]>,
     len: usize,
-    /// Its mbufs may point into guest memory.
-    lends: bool,
     /// Those that did and came back, ever, modulo 2^32.
     returned: u32,
+    /// Of a receive pool: mbufs that point to buffers of the guest, oldest first. They are handed out before others.
+    posted: VecDeque<*mut c_void>,
     /// Debug builds: the thread inside, or 0.
     user: AtomicU64,
 }
@@ -78,8 +80,8 @@ impl Stack {
         Self {
             free: vec![ptr::null_mut(); capacity].into_boxed_slice(),
             len: 0,
-            lends: false,
             returned: 0,
+            posted: VecDeque::with_capacity(BURST),
             user: AtomicU64::new(0),
         }
     }
@@ -109,13 +111,50 @@ impl Stack {
         unsafe { (*stack.as_ptr()).returned }
     }
 
+    /// Points a free mbuf to the `len` bytes at `data`, behind a headroom that is not there, and hands it out next, after
+    /// those posted before. `false`: too many are, or none is free.
+    ///
+    /// # Safety
+    /// As [`Self::put_one`], of a pool with [`LENT_PRIV`]; the memory stays until the mbuf is back or withdrawn.
+    #[inline]
+    pub(super) unsafe fn post(stack: NonNull<Self>, data: *mut u8, len: usize) -> bool {
+        // SAFETY: live, and exclusively ours for the duration of the call.
+        let stack = unsafe { &mut *stack.as_ptr() };
+        stack.exclusively(|stack| {
+            if stack.len == 0 || stack.posted.len() == BURST {
+                return false;
+            }
+            stack.len -= 1;
+            let mbuf = stack.free[stack.len];
+            // SAFETY: free, so ours alone.
+            unsafe { Mbuf::new(mbuf.cast()).place(data, len) };
+            stack.posted.push_back(mbuf);
+            true
+        })
+    }
+
+    /// Takes the posted mbufs back.
+    ///
+    /// # Safety
+    /// As [`Self::post`].
+    pub(super) unsafe fn withdraw(stack: NonNull<Self>) {
+        // SAFETY: live, and exclusively ours for the duration of the call.
+        let stack = unsafe { &mut *stack.as_ptr() };
+        stack.exclusively(|stack| {
+            for mbuf in stack.posted.drain(..) {
+                // SAFETY: not handed out, so ours alone.
+                unsafe { Mbuf::new(mbuf.cast()).restore() };
+                stack.free[stack.len] = mbuf;
+                stack.len += 1;
+            }
+        });
+    }
+
     fn put_all(&mut self, mbufs: &[*mut c_void]) {
         self.exclusively(|stack| {
-            if stack.lends {
-                for &mbuf in mbufs {
-                    // SAFETY: mbufs of a lending pool, free, so ours alone.
-                    stack.returned = stack.returned.wrapping_add(unsafe { Mbuf::new(mbuf.cast()).restore() }.into());
-                }
+            for &mbuf in mbufs {
+                // SAFETY: free, so ours alone.
+                stack.returned = stack.returned.wrapping_add(unsafe { Mbuf::new(mbuf.cast()).restore() }.into());
             }
             stack.free[stack.len..][..mbufs.len()].copy_from_slice(mbufs);
             stack.len += mbufs.len();
@@ -125,10 +164,13 @@ impl Stack {
     /// Takes all of `into.len()` or none. The one place that decides what a receive queue is given.
     fn get_all(&mut self, into: &mut [*mut c_void]) -> bool {
         self.exclusively(|stack| {
-            let Some(left) = stack.len.checked_sub(into.len()) else {
+            let posted = stack.posted.len().min(into.len());
+            let Some(left) = stack.len.checked_sub(into.len() - posted) else {
                 return false;
             };
-            into.copy_from_slice(&stack.free[left..stack.len]);
+            let (first, others) = into.split_at_mut(posted);
+            first.iter_mut().zip(stack.posted.drain(..posted)).for_each(|(to, mbuf)| *to = mbuf);
+            others.copy_from_slice(&stack.free[left..stack.len]);
             stack.len = left;
             true
         })
@@ -206,30 +248,34 @@ static STRAGGLERS: Mutex<Vec<Pool>> = Mutex::new(Vec::new());
 impl Pool {
     /// A receive pool of `size` mbufs with `room` bytes each behind the headroom.
     pub(super) fn receive(size: u32, room: u16, node: c_int) -> Result<Self> {
-        Self::own(size, room, node, 0)
+        let pool = Self::own(size, room, node)?;
+        pool.remember_buffers();
+        Ok(pool)
     }
 
     /// A lending pool of `size` mbufs with `room` bytes each behind the headroom.
     pub(super) fn lending(size: u32, room: u16, node: c_int) -> Result<Self> {
-        let pool = Self::own(size, room, node, LENT_PRIV)?;
-        if let Some(stack) = pool.stack {
-            // SAFETY: nobody else knows the pool yet. Its objects are mbufs, initialised, and have LENT_PRIV bytes.
-            unsafe {
-                for &mbuf in &(&(*stack.as_ptr()).free)[..size as usize] {
-                    Mbuf::new(mbuf.cast()).remember_iova();
-                }
-                (*stack.as_ptr()).lends = true;
-            }
-        }
-        Ok(pool)
+        Self::receive(size, room, node)
     }
 
-    /// A pool with our ops, and `private` bytes for us in each mbuf.
-    fn own(size: u32, room: u16, node: c_int, private: u16) -> Result<Self> {
+    /// Of a fresh pool with our ops: lets each mbuf know its own buffer.
+    fn remember_buffers(&self) {
+        if let Some(stack) = self.stack {
+            // SAFETY: nobody else knows the pool yet. All its objects are home: mbufs, initialised, with LENT_PRIV bytes.
+            unsafe {
+                for &mbuf in &(&(*stack.as_ptr()).free)[..self.size as usize] {
+                    Mbuf::new(mbuf.cast()).remember_iova();
+                }
+            }
+        }
+    }
+
+    /// A pool with our ops.
+    fn own(size: u32, room: u16, node: c_int) -> Result<Self> {
         let stack = NonNull::from(Box::leak(Box::new(Stack::new(size as usize))));
         let made = on_node(node, |node| {
             // SAFETY: `stack` outlives the pool: both are freed together, in `drop`.
-            unsafe { create(size, room, node, private, stack) }
+            unsafe { create(size, room, node, stack) }
         });
         match made {
             Ok(raw) => Ok(Self { raw, stack: Some(stack), size }),
@@ -312,12 +358,11 @@ unsafe fn create(
     size: u32,
     room: u16,
     node: c_int,
-    private: u16,
     stack: NonNull<Stack>,
 ) -> Result<NonNull<rte_mempool>, (&'static str, c_int)> {
     let mut layout = rte_pktmbuf_pool_private {
         mbuf_data_room_size: headroom() + room,
-        mbuf_priv_size: private,
+        mbuf_priv_size: LENT_PRIV,
         ..Default::default()
     };
     // SAFETY: the sequence that rte_pktmbuf_pool_create does, with our ops and without a cache.
@@ -327,7 +372,7 @@ unsafe fn create(
         let pool = NonNull::new(dpdk_sys::rte_mempool_create_empty(
             name("own").as_ptr(),
             size,
-            dpdk_sys::SHIM_MBUF_SIZE + u32::from(private) + u32::from(headroom()) + u32::from(room),
+            dpdk_sys::SHIM_MBUF_SIZE + u32::from(LENT_PRIV) + u32::from(headroom()) + u32::from(room),
             0,
             size_of::<rte_pktmbuf_pool_private>() as c_uint,
             node,

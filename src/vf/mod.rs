@@ -70,6 +70,8 @@ pub struct VfCaps {
     pub multi_segment: bool,
     /// Sends frames from where they lie in guest memory: its driver is known to be done with them in time and in order.
     pub lends: bool,
+    /// Receives frames where the guest wants them: it takes buffers only for frames that are there.
+    pub places: bool,
     /// Can wake a sleeping core when a frame arrives.
     pub rx_interrupt: bool,
 }
@@ -159,6 +161,10 @@ pub trait RxPacket: Send {
     fn gather(&self) -> impl Gather + '_;
     /// The VF verified the L4 checksum.
     fn checksum_good(&self) -> bool;
+    /// It came into a buffer posted to its queue: where its first byte is. Its bytes are not to be read.
+    fn placed_at(&self) -> Option<usize> {
+        None
+    }
 }
 
 /// One receive queue of a VF. Owned by exactly one lane.
@@ -167,6 +173,18 @@ pub trait RxQueue: Send + 'static {
     type Packet: RxPacket;
     /// Receives into `burst` until it is full or the queue is empty. Returns how many came.
     fn receive(&mut self, burst: &mut ArrayVec<Self::Packet, BURST>) -> usize;
+    /// Frames can come into buffers that are posted, and do so in order.
+    fn takes_buffers(&self) -> bool {
+        false
+    }
+    /// The next frame, after those for which buffers are posted already, is to come into `buffer`, in `memory`, behind its
+    /// first `header` bytes. Whoever posts does not let the guest have it back before a frame came into it or
+    /// [`Self::withdraw`]. `false`: not now.
+    fn post(&mut self, _buffer: HostRange, _header: usize, _memory: &Arc<GuestMemory>) -> bool {
+        false
+    }
+    /// Takes back the buffers that no frame came into.
+    fn withdraw(&mut self) {}
     /// The fd that becomes readable when a frame arrives after [`Self::arm`]; `None` if the VF has none.
     fn interrupt_fd(&self) -> Option<BorrowedFd<'_>>;
     /// Nothing ever arrives: there is nothing to wait for.

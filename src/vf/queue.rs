@@ -246,7 +246,17 @@ pub struct EthdevRx {
     pub(super) queue: u16,
     pub(super) pool: Arc<Pool>,
     pub(super) wake: Arc<Wake>,
+    /// Its driver takes buffers only for frames that are there.
+    pub(super) places: bool,
+    /// The memory that posted buffers are in.
+    pub(super) lender: Option<Arc<GuestMemory>>,
     pub(super) _lease: Lease,
+}
+
+impl Drop for EthdevRx {
+    fn drop(&mut self) {
+        self.withdraw();
+    }
 }
 
 impl RxQueue for EthdevRx {
@@ -269,6 +279,32 @@ impl RxQueue for EthdevRx {
             }
         }
         n.into()
+    }
+
+    fn takes_buffers(&self) -> bool {
+        self.places
+    }
+
+    #[inline]
+    fn post(&mut self, buffer: HostRange, header: usize, memory: &Arc<GuestMemory>) -> bool {
+        let Some(stack) = self.pool.stack().filter(|_| self.places && buffer.len() >= header) else {
+            return false;
+        };
+        if !self.lender.as_ref().is_some_and(|lender| Arc::ptr_eq(lender, memory)) {
+            self.withdraw();
+            self.lender = Some(Arc::clone(memory));
+        }
+        let buffer = buffer.after(header);
+        // SAFETY: the queue is ours, and so its pool; the memory is kept until the mbufs are back.
+        unsafe { Stack::post(stack, buffer.as_ptr(), buffer.len()) }
+    }
+
+    fn withdraw(&mut self) {
+        if let Some(stack) = self.pool.stack() {
+            // SAFETY: as above.
+            unsafe { Stack::withdraw(stack) };
+        }
+        self.lender = None;
     }
 
     fn interrupt_fd(&self) -> Option<BorrowedFd<'_>> {

@@ -4,9 +4,13 @@
 //! is good for it if it frees what it has sent on the thread that sends, each mbuf once, in the order of sending,
 //! within bounded time; and if it never writes to a frame. What is not on the list is copied: net_ring, whose
 //! other end frees when it likes; net_memif; bonding, which does as its members do.
+//!
+//! A frame that is received where the guest wants it needs a buffer of the guest's in time. A driver that fills a
+//! ring of buffers in advance holds what the guest posted until a frame comes, through every change of the guest's
+//! memory; so only those that do not are on the second list.
 
-/// Those that are, all of DPDK 22.11 and all before their tx_burst returns.
-const DRIVERS: [&str; 3] = [
+/// Those that are good for sending, all of DPDK 22.11 and all before their tx_burst returns.
+const SEND_AT_ONCE: [&str; 3] = [
     // Frees the burst it was given; seen with copy=0 and copy=1.
     "net_null",
     // Writes the frame to the tap, then frees it; makes checksums in a copy of the headers. Frames compared at the
@@ -16,7 +20,21 @@ const DRIVERS: [&str; 3] = [
     "net_af_packet",
 ];
 
-/// Whether the driver of this name is on the list.
+/// Those that take a receive buffer only when a frame is there for it, so that none of a guest's is ever in the device
+/// between two bursts, all of DPDK 22.11.
+const TAKE_LATE: [&str; 2] = [
+    // Takes as many as the burst asks for, and fills all.
+    "net_null",
+    // Takes one for each frame that is in the kernel's ring, and copies it there.
+    "net_af_packet",
+];
+
+/// Whether the driver of this name may receive into a guest's memory.
+pub(super) fn places(driver: &str) -> bool {
+    TAKE_LATE.contains(&driver)
+}
+
+/// Whether the driver of this name may send from a guest's memory.
 pub(super) fn lends(driver: &str) -> bool {
-    DRIVERS.contains(&driver)
+    SEND_AT_ONCE.contains(&driver)
 }
