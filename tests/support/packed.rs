@@ -125,7 +125,8 @@ impl Packed {
         }
         let len: u32 = self.region.load(at + 8, Ordering::Relaxed);
         let id: u16 = self.region.load(at + 12, Ordering::Relaxed);
-        assert_eq!(flags & WRITE != 0, len > 0, "a used descriptor's flags {flags:#x}, length {len}");
+        // Without WRITE the length is reserved (2.8.4).
+        let len = if flags & WRITE != 0 { len } else { 0 };
         let batch = self.out.iter().skip(first).position(|(out, _)| *out == id);
         let batch = batch.unwrap_or_else(|| panic!("used id {id}, which the device does not have")) + 1;
         assert!(batch == 1 || self.in_order, "{batch} chains with one used descriptor, or out of order");

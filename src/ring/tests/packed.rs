@@ -1,5 +1,7 @@
 //! Packed rings.
 
+use std::time::{Duration, Instant};
+
 use proptest::prelude::*;
 
 use super::*;
@@ -782,6 +784,7 @@ fn a_malformed_buffer_within_a_frame_goes_back_with_those_before_it() {
 #[test]
 fn driver_and_device_on_two_threads() {
     const FRAMES: u64 = 20_000;
+    let late = Instant::now() + Duration::from_secs(60);
     for (size, in_order) in [(1, false), (3, true), (33, false), (128, true)] {
         let mut rig = Rig::new(size, Place { index: size - 1, wrap: false });
         if in_order {
@@ -805,12 +808,13 @@ fn driver_and_device_on_two_threads() {
         let device = std::thread::spawn(move || {
             let mut moved = 0;
             while moved < FRAMES {
+                assert!(Instant::now() < late, "{moved} frames moved");
                 let n = tx.pop(BURST).unwrap();
                 for i in 0..n {
                     loop {
                         match rx.push(&HEADER, &mut tx.frame(i).unwrap()) {
                             Ok(()) => break,
-                            Err(PushError::Empty) => rx.publish(),
+                            Err(PushError::Empty) if Instant::now() < late => rx.publish(),
                             other => panic!("{other:?}"),
                         };
                         std::thread::yield_now();
@@ -827,6 +831,7 @@ fn driver_and_device_on_two_threads() {
         });
         let (mut sent, mut received) = (0, 0);
         while received < FRAMES {
+            assert!(Instant::now() < late, "{received} of {sent} frames received");
             receiver.post(usize::from(size));
             while sent < FRAMES && sender.room() > 0 {
                 sender.send(&[0; 12], &numbered(1, sent, 60 + sent as usize % 400));
