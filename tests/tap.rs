@@ -3,7 +3,7 @@
 
 mod support;
 
-use support::daemon::Daemon;
+use support::daemon::{Daemon, Lanes};
 use support::guest::{Guest, Plan};
 use support::tap::{Tap, available, interface_name, ip};
 use support::{skip, until};
@@ -13,11 +13,34 @@ fn datagrams_reach_the_kernel_and_come_back_byte_by_byte() {
     if let Err(reason) = available() {
         skip!("datagrams_reach_the_kernel_and_come_back_byte_by_byte", "{reason}");
     }
-    let daemon = Daemon::start();
     let name = interface_name();
-    let socket = daemon.attach("port", &format!("vdev:net_tap0,iface={name}"), 1);
+    let lanes = datagrams(&format!("vdev:net_tap0,iface={name}"), &name);
+    assert_eq!(lanes.vf_to_guest.zero_copied, 0, "a tap's queue holds buffers before there are frames");
+    assert!(!std::path::Path::new(&format!("/sys/class/net/{name}")).exists(), "the tap is gone with the VF");
+}
+
+/// Through `net_af_packet`, which takes frames from where they lie and puts them where the guest wants them.
+#[test]
+fn datagrams_cross_a_veth_without_a_copy_in_either_direction() {
+    if let Err(reason) = available() {
+        skip!("datagrams_cross_a_veth_without_a_copy_in_either_direction", "{reason}");
+    }
+    let (ours, theirs) = (interface_name(), format!("{}b", interface_name()));
+    ip(&["link", "add", &ours, "type", "veth", "peer", "name", &theirs]);
+    ip(&["link", "set", &ours, "up"]);
+    let lanes = datagrams(&format!("vdev:net_af_packet0,iface={ours}"), &theirs);
+    ip(&["link", "del", &ours]);
+    let counted = lanes.vf_to_guest;
+    assert!((400..counted.packets).contains(&counted.zero_copied), "all but those while it was off: {counted:?}");
+}
+
+/// A thousand datagrams of all lengths each way, with `zero_copy` switched on and off while they are on their way.
+fn datagrams(vf: &str, interface: &str) -> Lanes {
+    let daemon = Daemon::start();
+    let socket = daemon.attach("port", vf, 1);
     let mut guest = Guest::connect(&socket, &Plan::default());
-    let tap = Tap::set_up(&name);
+    let tap = Tap::set_up(interface);
+    until("the link is up", || daemon.show("port")["vf"]["link_up"] == true);
     let payload = |seq: usize| -> Vec<u8> {
         let len = 4 + seq * 53 % 1465;
         (0..len).map(|i| (seq * 7 + i * i) as u8).collect()
@@ -25,14 +48,13 @@ fn datagrams_reach_the_kernel_and_come_back_byte_by_byte() {
     let mut buffer = [0; 2048];
     let zero_copy = |when: &str| {
         let socket = serde_json::json!({"path": daemon.socket("port.sock")});
-        let vfs = [format!("vdev:net_tap0,iface={name}")];
-        let request = serde_json::json!({"id": "port", "socket": socket, "vfs": vfs, "zero_copy": when});
+        let request = serde_json::json!({"id": "port", "socket": socket, "vfs": [vf], "zero_copy": when});
         assert_eq!(daemon.call("port.attach", request).expect("attach")["pending"], serde_json::json!([]));
         let copies = &daemon.show("port")["copies"]["guest_to_vf"];
         assert_eq!(copies.as_str(), (when == "off").then_some("zero_copy is off"));
     };
     // Of frames of 256 bytes or more, in the second half.
-    let (mut large, mut before) = (0, 0);
+    let (mut large, mut before, mut placed) = (0, 0, 0);
     for first in (0..1000).step_by(20) {
         let batch = first..first + 20;
         match first {
@@ -41,10 +63,12 @@ fn datagrams_reach_the_kernel_and_come_back_byte_by_byte() {
             _ => {}
         }
         if first == 500 {
-            before = daemon.lanes("port").guest_to_vf.zero_copied;
+            let lanes = daemon.lanes("port");
+            (before, placed) = (lanes.guest_to_vf.zero_copied, lanes.vf_to_guest.zero_copied);
             assert!((1..500).contains(&before));
         } else if first == 740 {
-            assert_eq!(daemon.lanes("port").guest_to_vf.zero_copied, before, "it is off");
+            let lanes = daemon.lanes("port");
+            assert_eq!((lanes.guest_to_vf.zero_copied, lanes.vf_to_guest.zero_copied), (before, placed), "it is off");
         }
         for seq in batch.clone() {
             let frame = tap.frame(&payload(seq));
@@ -80,8 +104,8 @@ fn datagrams_reach_the_kernel_and_come_back_byte_by_byte() {
     assert_eq!(lanes.guest_to_vf.zero_copied, before + large, "{lanes:?}");
     assert!(lanes.vf_to_guest.packets >= 1000, "{lanes:?}");
     daemon.detach("port");
-    assert!(!std::path::Path::new(&format!("/sys/class/net/{name}")).exists(), "the tap is gone with the VF");
     daemon.stop();
+    lanes
 }
 
 /// The tap goes, and comes back with a VF that is set up anew; the guest stays, and learns nothing of it.

@@ -638,3 +638,67 @@ fn bad_rings_are_refused() {
     config.event_idx = true;
     assert!(refused(config).contains("available ring"));
 }
+
+/// Buffers that frames come into without us: taken out in order, as long as each is good for any frame.
+#[test]
+fn reserved_buffers_are_used_in_order_or_put_back() {
+    const ROOM: usize = NetHeader::LEN + 100;
+    let mut rig = Rig::new(64, 60);
+    let mut ring = rig.rx();
+    let base = rig.buffer(0);
+    let at = |i: u64| base + i * 256;
+    let [short, split] = [at(40), at(41)];
+    for i in 0..40 {
+        rig.driver.describe(i, Descriptor::new(at(i.into()), ROOM as u32, WRITE, 0));
+    }
+    rig.driver.describe(40, Descriptor::new(short, ROOM as u32 - 1, WRITE, 0));
+    rig.driver.chain(41, &[(split, 50), (split + 50, ROOM as u32 - 50)], WRITE);
+    rig.driver.describe(43, Descriptor::new(split, ROOM as u32, 0, 0));
+    let host = |ring: &RxRing, gpa: u64| {
+        let at = ring.memory().translate(Gpa(gpa), 1).unwrap();
+        at.as_ptr().addr() + NetHeader::LEN
+    };
+    let reserve = |ring: &mut RxRing| {
+        let mut posted = Vec::new();
+        let result = ring.reserve(ROOM, |buffer, _| {
+            posted.push(buffer.gpa().0);
+            true
+        });
+        assert_eq!(result, Ok(()));
+        posted
+    };
+    rig.post(0..36);
+    assert_eq!(reserve(&mut ring), (0..32).map(at).collect::<Vec<_>>());
+    assert_eq!((ring.reserved(), reserve(&mut ring)), (32, vec![]));
+    // The first gets a frame, the two behind it do not, then one that is nowhere.
+    assert!(ring.accept(host(&ring, at(0)), &HEADER, 60));
+    assert!(ring.accept(host(&ring, at(3)), &HEADER, 100));
+    assert!(!ring.accept(host(&ring, at(1)), &HEADER, 60), "it was passed");
+    assert!(ring.publish());
+    let used: Vec<_> = std::iter::from_fn(|| rig.driver.take_used()).collect();
+    assert_eq!(used, [(0, 72), (1, 0), (2, 0), (3, 112)]);
+    assert_eq!(rig.read(at(3), 12), HEADER.encode(1));
+    assert_eq!(ring.reserved(), 28);
+    // Put back, they come again, and a copied frame takes the first.
+    ring.release();
+    assert_eq!((ring.reserved(), ring.position()), (0, 64));
+    ring.push(&HEADER, &mut &[7; 20][..]).unwrap();
+    ring.publish();
+    assert_eq!(rig.driver.take_used(), Some((4, 32)));
+    assert_eq!(reserve(&mut ring), (5..36).map(at).collect::<Vec<_>>());
+    ring.release();
+    // Not beyond one that is short, in pieces, or malformed; and not more than is wanted.
+    for (head, what) in [(40, "short"), (41, "in pieces"), (43, "not writable"), (99, "no descriptor")] {
+        let mut rig = Rig { driver: rig.driver.beside(0, 64, 60), config: rig.config };
+        rig.driver.describe(0, Descriptor::new(at(0), ROOM as u32, WRITE, 0));
+        rig.driver.describe(40, Descriptor::new(short, ROOM as u32 - 1, WRITE, 0));
+        rig.driver.chain(41, &[(split, 50), (split + 50, ROOM as u32 - 50)], WRITE);
+        rig.driver.describe(43, Descriptor::new(split, ROOM as u32, 0, 0));
+        rig.post([0, 0, head, 0]);
+        let mut ring = rig.rx();
+        assert_eq!(reserve(&mut ring).len(), 2, "{what}");
+        ring.release();
+        assert_eq!(ring.reserve(ROOM, |_, _| false), Ok(()));
+        assert_eq!(ring.reserved(), 0);
+    }
+}

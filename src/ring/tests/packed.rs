@@ -882,3 +882,41 @@ fn bad_rings_are_refused() {
     config.addresses.avail = UserAddr(border - 4);
     assert!(TxRing::new(mapped(&rig.driver), &config).is_ok());
 }
+
+#[test]
+fn reserved_buffers_are_used_in_order_or_put_back() {
+    const ROOM: usize = NetHeader::LEN + 100;
+    let mut rig = Rig::new(7, Place { index: 5, wrap: true });
+    let posted: Vec<_> = (0..6).map(|i| rig.buffer(i * 256)).collect();
+    for i in 0..6 {
+        rig.post(i + 10, &[piece(posted[usize::from(i)], ROOM as u32, WRITE)]);
+    }
+    let mut ring = rig.rx();
+    let reserve = |ring: &mut RxRing| {
+        let mut found = Vec::new();
+        let result = ring.reserve(ROOM, |buffer, _| {
+            found.push(buffer.gpa().0);
+            true
+        });
+        assert_eq!(result, Ok(()));
+        found
+    };
+    let host =
+        |ring: &RxRing, i: usize| ring.memory().translate(Gpa(posted[i]), 1).unwrap().as_ptr().addr() + NetHeader::LEN;
+    assert_eq!(reserve(&mut ring), posted);
+    assert!(ring.accept(host(&ring, 0), &HEADER, 60));
+    assert!(ring.accept(host(&ring, 2), &HEADER, 61));
+    ring.publish();
+    ring.release();
+    assert_eq!(reserve(&mut ring), posted[3..]);
+    assert!(ring.accept(host(&ring, 3), &HEADER, 62));
+    ring.publish();
+    ring.release();
+    ring.push(&HEADER, &mut &[7; 51][..]).unwrap();
+    ring.publish();
+    let used: Vec<_> = std::iter::from_fn(|| rig.driver.take_used()).collect();
+    assert_eq!(used, [(10, 72, 1), (11, 0, 1), (12, 73, 1), (13, 74, 1), (14, 63, 1)]);
+    // A successor goes on behind them.
+    rig.config.base = ring.position();
+    assert_eq!(reserve(&mut rig.rx()), posted[5..]);
+}
