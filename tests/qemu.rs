@@ -374,5 +374,7 @@ fn packed_rings_and_a_daemon_that_restarts() {
         let show = lab.daemon.show("qemu");
         (0..2).all(|ring| show["guest"]["rings"][ring]["running"] == true)
     });
+    // The interface is a new one to the guest's stack: it may be a moment before it listens.
+    until("the guest listens", || vm.run(&format!("ping -q -c 1 -W 1 {HOST}")).is_ok_and(|ping| ping.success()));
     ping_both_ways(&mut vm, 56);
 }
