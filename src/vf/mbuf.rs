@@ -119,7 +119,7 @@ impl Mbuf {
         unsafe { self.set(dpdk_sys::SHIM_MBUF_DATA_LEN, padded as u16) };
     }
 
-    /// The buffer that was allocated with it, of a lending pool.
+    /// The buffer that was allocated with it, of a pool with [`LENT_PRIV`].
     #[inline]
     fn own_buffer(self) -> *mut u8 {
         let before = dpdk_sys::SHIM_MBUF_SIZE as usize + usize::from(LENT_PRIV);
@@ -138,7 +138,7 @@ impl Mbuf {
     ///
     /// # Safety
     /// A fresh mbuf of a pool with [`LENT_PRIV`] private bytes.
-    pub(super) unsafe fn remember_iova(self) {
+    pub(super) unsafe fn remember_buffer(self) {
         if dpdk_sys::SHIM_MBUF_BUF_IOVA != 0 {
             // SAFETY: buf_iova is 64 bits; there are private bytes right behind the header.
             unsafe { self.set(dpdk_sys::SHIM_MBUF_SIZE, self.get::<u64>(dpdk_sys::SHIM_MBUF_BUF_IOVA)) };
@@ -151,7 +151,7 @@ impl Mbuf {
     /// data would write into the guest's memory. IOVA = VA.
     ///
     /// # Safety
-    /// As [`Self::remember_iova`], which was called; the memory stays until the mbuf is back.
+    /// As [`Self::remember_buffer`], which was called; the memory stays until the mbuf is back.
     #[inline]
     unsafe fn lend(self, data: *mut u8, len: u16) {
         // SAFETY: each field has the width that it is written with.
@@ -189,12 +189,12 @@ impl Mbuf {
     /// Gives it its own buffer back. Whether it pointed elsewhere.
     ///
     /// # Safety
-    /// An mbuf of a lending pool.
+    /// An mbuf of a pool with [`LENT_PRIV`].
     #[inline]
     pub(super) unsafe fn restore(self) -> bool {
         let lent = self.is_elsewhere();
         if lent {
-            // SAFETY: as in `lend` and `remember_iova`; the buffer's length is what the pool's layout says.
+            // SAFETY: as in `lend` and `remember_buffer`; the buffer's length is what the pool's layout says.
             unsafe {
                 self.set(dpdk_sys::SHIM_MBUF_BUF_ADDR, self.own_buffer());
                 if dpdk_sys::SHIM_MBUF_BUF_IOVA != 0 {

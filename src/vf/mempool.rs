@@ -1,11 +1,12 @@
-//! Pools of mbufs. Receive pools use mempool ops of our own, send pools DPDK's.
+//! Pools of mbufs, most with mempool ops of our own.
 //!
 //! A **receive pool** is a LIFO of the free mbufs of *one* receive queue, without a per-lcore cache.
 //! Ownership rule: it belongs to whoever owns the queue. The driver gets from it inside `rx_burst`
 //! and at queue set-up, and puts into it at stop and close; a lane puts into it when it drops a
 //! received frame. The lane's core does that while it has the lane; the port thread does while the
 //! lane is home. Handing the lane over hands the pool over, and orders the accesses. There is no
-//! lock; debug builds panic when two threads are inside at once.
+//! lock; debug builds panic when two threads are inside at once. Some of its mbufs may point to buffers that the guest
+//! has posted: those are handed out first, in order, and get their own buffer back when they are put.
 //!
 //! A **send pool** is an ordinary `rte_pktmbuf_pool` (ring, per-lcore caches) where the driver may
 //! free a sent mbuf on any thread: net_ring hands it to whoever polls the other end.
@@ -264,7 +265,7 @@ impl Pool {
             // SAFETY: nobody else knows the pool yet. All its objects are home: mbufs, initialised, with LENT_PRIV bytes.
             unsafe {
                 for &mbuf in &(&(*stack.as_ptr()).free)[..self.size as usize] {
-                    Mbuf::new(mbuf.cast()).remember_iova();
+                    Mbuf::new(mbuf.cast()).remember_buffer();
                 }
             }
         }
