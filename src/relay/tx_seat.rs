@@ -208,11 +208,11 @@ impl<P: TxPacket> TxSeat<P> {
         if len > self.rules.max_wire_frame && header.gso == Gso::None {
             return Err(Cause::Oversize);
         }
+        let plain = header.gso == Gso::None && !header.needs_csum;
         // Nothing is asked for, so nothing of the frame was looked at: the guest may change it as it likes.
-        if self.zero_copy
+        if plain
+            && self.zero_copy
             && len >= queue.lends_from()
-            && header.gso == Gso::None
-            && !header.needs_csum
             && let Some(piece) = frame.whole()
             && let Some(packet) = queue.lend(piece, self.ring.memory())
         {
@@ -223,6 +223,10 @@ impl<P: TxPacket> TxSeat<P> {
             return Ok(false);
         };
         *copied += len;
+        if plain {
+            self.stage_packet(packet, len);
+            return Ok(true);
+        }
         match offload::judge(&header, packet.head(), len, &self.rules)? {
             Treatment::Plain => {}
             Treatment::Vf(offload) => packet.set_offload(&offload),

@@ -49,6 +49,7 @@ impl NetHeader {
     pub const LEN: usize = 12;
 
     /// Decodes the first ten bytes (all fields little endian, as on every guest we serve).
+    #[inline]
     pub fn decode(bytes: &[u8; Self::LEGACY_LEN]) -> Self {
         let field = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
         let [flags, gso_type, ..] = *bytes;

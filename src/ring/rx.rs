@@ -33,8 +33,36 @@ pub enum PushError {
 pub struct RxRing {
     queue: Queue,
     place: Place,
-    /// Buffers that frames come into without us, oldest first.
-    reserved: ArrayVec<Reserved, BURST>,
+    reserved: Reservations,
+}
+
+/// Buffers that frames come into without us, oldest first.
+#[derive(Debug, Default)]
+struct Reservations {
+    buffers: ArrayVec<Reserved, BURST>,
+    /// Those in front were used: they make room when all are, so that nothing is moved for each frame.
+    used: usize,
+}
+
+impl Reservations {
+    #[inline]
+    fn left(&self) -> &[Reserved] {
+        &self.buffers[self.used..]
+    }
+
+    /// Takes the first `n` out.
+    #[inline]
+    fn pop(&mut self, n: usize) {
+        self.used += n;
+        if self.used == self.buffers.len() {
+            self.clear();
+        }
+    }
+
+    fn clear(&mut self) {
+        self.buffers.clear();
+        self.used = 0;
+    }
 }
 
 /// A buffer taken out for a frame that is still to come.
@@ -80,11 +108,11 @@ impl RxRing {
                 slots: 0,
                 pieces: Box::new(ArrayVec::new()),
             },
-            reserved: ArrayVec::new(),
+            reserved: Reservations::default(),
         })
     }
 
-    /// Takes buffers out for frames that a device is to write there itself, until `BURST` are: each in one piece of at
+    /// Takes buffers out for frames that a device is to write there itself, up to `BURST` before the first is used: each in one piece of at
     /// least `room` bytes with the header, and in the order in which frames come. Ends at the first that is not so
     /// (malformed ones are left to [`Self::push`]), or that `post` refuses.
     ///
@@ -103,7 +131,7 @@ impl RxRing {
     /// Buffers reserved.
     #[inline]
     pub fn reserved(&self) -> usize {
-        self.reserved.len()
+        self.reserved.left().len()
     }
 
     /// A frame of `len` bytes came to the address `at`, behind the header of a reserved buffer, which it gets. Buffers
@@ -112,27 +140,35 @@ impl RxRing {
     pub fn accept(&mut self, at: usize, header: &NetHeader, len: usize) -> bool {
         let Self { queue, place, reserved } = self;
         let header_len = place.header_len;
-        let Some(found) = reserved.iter().position(|to| to.buffer.as_ptr().addr() + header_len == at) else {
+        let is_there = |to: &Reserved| to.buffer.as_ptr().addr() + header_len == at;
+        // The first, but for what a driver took and did not use.
+        let Some(skipped) = reserved.left().iter().position(is_there) else {
             return false;
         };
+        let Reserved { token, buffer } = reserved.left()[skipped];
         either!(queue, queue => {
-            reserved.drain(..found).for_each(|skipped| queue.stage(skipped.token, 0));
-            let Reserved { token, buffer } = reserved.remove(0);
-            let len = (header_len + len).min(buffer.len());
+            reserved.left()[..skipped].iter().for_each(|skipped| queue.stage(skipped.token, 0));
             let encoded = header.encode(1);
+            let write = |sink: &mut GuestSink<'_>| {
+                if header_len != encoded.len() || !sink.put(&encoded) {
+                    sink.write(&encoded[..header_len]);
+                }
+            };
             // SAFETY: the buffer was translated by this ring's view, which keeps the memory.
-            unsafe { GuestStore.fill(buffer, |sink| sink.write(&encoded[..header_len])) };
+            unsafe { GuestStore.fill(buffer, write) };
             queue.judge(false);
-            queue.stage(token, len as u32);
+            queue.stage(token, (header_len + len).min(buffer.len()) as u32);
         });
+        reserved.pop(skipped + 1);
         true
     }
 
     /// Puts the reserved buffers back. No device may write to them any more.
     pub fn release(&mut self) {
-        for reserved in self.reserved.drain(..).rev() {
+        for reserved in self.reserved.left().iter().rev() {
             either!(&mut self.queue, queue => queue.put_back(reserved.token.slots));
         }
+        self.reserved.clear();
     }
 
     /// Copies one frame behind its header into the next buffer (several with MRG_RXBUF).
@@ -147,7 +183,7 @@ impl RxRing {
     /// While buffers are reserved: their frames come first.
     #[inline]
     pub fn push(&mut self, header: &NetHeader, frame: &mut impl Gather) -> Result<(), PushError> {
-        assert!(self.reserved.is_empty(), "a frame overtakes those that reserved buffers wait for");
+        assert!(self.reserved() == 0, "a frame overtakes those that reserved buffers wait for");
         let Self { queue, place, .. } = self;
         either!(queue, queue => place.push(queue, header, frame))
     }
@@ -189,13 +225,13 @@ impl RxRing {
 #[inline]
 fn reserve(
     queue: &mut impl Virtqueue,
-    reserved: &mut ArrayVec<Reserved, BURST>,
+    reserved: &mut Reservations,
     room: usize,
     mut post: impl FnMut(HostRange, &Arc<GuestMemory>) -> bool,
 ) -> Result<(), RingFault> {
     queue.look(false)?;
     let mut budget = DESCRIPTORS;
-    while !reserved.is_full() && queue.is_ready(0) {
+    while !reserved.buffers.is_full() && queue.is_ready(0) {
         let mut first = None;
         let take = |piece: HostRange| {
             first = Some(piece);
@@ -208,7 +244,7 @@ fn reserve(
         match (first, read) {
             (Some(buffer), Err(Stop::Enough)) if buffer.len() >= room && post(buffer, queue.memory()) => {
                 queue.advance(token.slots);
-                reserved.push(Reserved { token, buffer });
+                reserved.buffers.push(Reserved { token, buffer });
             }
             _ => break,
         }

@@ -54,7 +54,7 @@ struct Chain {
 /// A frame that still lies in guest memory, behind its header, which was read once and privately.
 #[derive(Debug)]
 pub struct Frame<'ring> {
-    header: [u8; NetHeader::LEN],
+    header: &'ring [u8; NetHeader::LEN],
     len: usize,
     remaining: usize,
     /// What is left of the piece being read.
@@ -64,9 +64,10 @@ pub struct Frame<'ring> {
 
 impl Frame<'_> {
     /// The private copy of the virtio-net header.
+    #[inline]
     pub fn header(&self) -> NetHeader {
         let [legacy @ .., _, _] = self.header;
-        NetHeader::decode(&legacy)
+        NetHeader::decode(legacy)
     }
 
     /// Bytes of the frame, without the virtio-net header.
@@ -74,9 +75,7 @@ impl Frame<'_> {
     pub fn len(&self) -> usize {
         self.len
     }
-}
 
-impl Frame<'_> {
     /// All of it, if it lies in one piece and nothing was read of it.
     #[inline]
     pub fn whole(&self) -> Option<HostRange> {
@@ -339,6 +338,6 @@ impl Burst {
         let len = chain.len as usize;
         // Never fails: a chain has at least an Ethernet header.
         let piece = *pieces.next().ok_or(ChainFault::Short)?;
-        Ok(Frame { header: chain.header, len, remaining: len, piece, pieces })
+        Ok(Frame { header: &chain.header, len, remaining: len, piece, pieces })
     }
 }

@@ -194,6 +194,7 @@ impl EthdevVf {
                 max: tx_max as usize,
                 lends,
                 lent: 0,
+                staged: 0,
                 lenders: ArrayVec::new(),
                 _lease: self.leases.lease(),
             });

@@ -109,14 +109,31 @@ impl Mbuf {
     }
 
     /// Copies the next `len` bytes of `source` into this empty segment, and zeros up to `padded`.
+    #[inline]
     fn fill(self, source: &mut impl Gather, len: usize, padded: usize) {
         assert!(len <= padded && padded <= self.room());
         // SAFETY: checked to lie in the buffer, which is ours alone; DPDK's memory is initialised.
         let bytes = unsafe { std::slice::from_raw_parts_mut(self.data(), padded) };
         source.copy_next(&mut bytes[..len]);
-        bytes[len..].fill(0);
+        if len < padded {
+            bytes[len..].fill(0);
+        }
         // SAFETY: rte_mbuf.data_len is 16 bits, and the room was.
         unsafe { self.set(dpdk_sys::SHIM_MBUF_DATA_LEN, padded as u16) };
+    }
+
+    /// Sets what the last user of a free mbuf may have left, as rte_pktmbuf_reset does; the lengths are set by whoever
+    /// fills it.
+    ///
+    /// # Safety
+    /// A free mbuf: one segment, no next, one reference, its own buffer.
+    #[inline]
+    pub(super) unsafe fn freshen(self) {
+        // SAFETY: data_off is 16 bits, ol_flags 64; tx_offload counts only with flags.
+        unsafe {
+            self.set(dpdk_sys::SHIM_MBUF_DATA_OFF, dpdk_sys::SHIM_HEADROOM as u16);
+            self.set(dpdk_sys::SHIM_MBUF_OL_FLAGS, 0_u64);
+        }
     }
 
     /// The buffer that was allocated with it, of a pool with [`LENT_PRIV`].
@@ -224,6 +241,7 @@ impl TxMbuf {
     /// Copies the rest of `source` (at most `u32::MAX` bytes) into as many mbufs as it needs, and pads the
     /// frame with zeros to `min`, which fits one mbuf. `alloc` gives mbufs as the pool resets them, of
     /// `room` bytes.
+    #[inline]
     pub(super) fn copy(
         source: &mut impl Gather,
         room: usize,

@@ -16,13 +16,13 @@
 //! receive pool. Its mbufs can be pointed into guest memory; when one comes back, it gets its own buffer back
 //! and is counted: so the driver's put *is* the completion queue.
 
-use std::collections::VecDeque;
 use std::ffi::{CString, c_int, c_uint, c_void};
 use std::mem;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use arrayvec::ArrayVec;
 use dpdk_sys::{rte_mempool, rte_mempool_ops, rte_pktmbuf_pool_private};
 
 use super::eal::errno;
@@ -70,8 +70,10 @@ pub(super) struct Stack {
     len: usize,
     /// Those that did and came back, ever, modulo 2^32.
     returned: u32,
-    /// Of a receive pool: mbufs that point to buffers of the guest, oldest first. They are handed out before others.
-    posted: VecDeque<*mut c_void>,
+    /// Of a receive pool: mbufs that point to buffers of the guest, oldest first. They are handed out before others;
+    /// so many of them were.
+    posted: ArrayVec<*mut c_void, BURST>,
+    handed: usize,
     /// Debug builds: the thread inside, or 0.
     user: AtomicU64,
 }
@@ -82,7 +84,8 @@ impl Stack {
             free: vec![ptr::null_mut(); capacity].into_boxed_slice(),
             len: 0,
             returned: 0,
-            posted: VecDeque::with_capacity(BURST),
+            posted: ArrayVec::new(),
+            handed: 0,
             user: AtomicU64::new(0),
         }
     }
@@ -100,6 +103,20 @@ impl Stack {
             stack.free[stack.len] = mbuf;
             stack.len += 1;
         });
+    }
+
+    /// Takes one mbuf, as it was put: with one segment, no next, and one reference.
+    ///
+    /// # Safety
+    /// As [`Self::put_one`].
+    #[inline]
+    pub(super) unsafe fn get_one(stack: NonNull<Self>) -> Option<NonNull<c_void>> {
+        // SAFETY: live, and exclusively ours for the duration of the call.
+        let stack = unsafe { &mut *stack.as_ptr() };
+        stack.exclusively(|stack| {
+            stack.len = stack.len.checked_sub(1)?;
+            NonNull::new(stack.free[stack.len])
+        })
     }
 
     /// Lent mbufs that came back, ever, modulo 2^32.
@@ -122,14 +139,14 @@ impl Stack {
         // SAFETY: live, and exclusively ours for the duration of the call.
         let stack = unsafe { &mut *stack.as_ptr() };
         stack.exclusively(|stack| {
-            if stack.len == 0 || stack.posted.len() == BURST {
+            if stack.len == 0 || stack.posted.is_full() {
                 return false;
             }
             stack.len -= 1;
             let mbuf = stack.free[stack.len];
             // SAFETY: free, so ours alone.
             unsafe { Mbuf::new(mbuf.cast()).place(data, len) };
-            stack.posted.push_back(mbuf);
+            stack.posted.push(mbuf);
             true
         })
     }
@@ -142,7 +159,8 @@ impl Stack {
         // SAFETY: live, and exclusively ours for the duration of the call.
         let stack = unsafe { &mut *stack.as_ptr() };
         stack.exclusively(|stack| {
-            for mbuf in stack.posted.drain(..) {
+            let handed = std::mem::take(&mut stack.handed);
+            for mbuf in stack.posted.drain(..).skip(handed) {
                 // SAFETY: not handed out, so ours alone.
                 unsafe { Mbuf::new(mbuf.cast()).restore() };
                 stack.free[stack.len] = mbuf;
@@ -165,12 +183,17 @@ impl Stack {
     /// Takes all of `into.len()` or none. The one place that decides what a receive queue is given.
     fn get_all(&mut self, into: &mut [*mut c_void]) -> bool {
         self.exclusively(|stack| {
-            let posted = stack.posted.len().min(into.len());
+            let posted = (stack.posted.len() - stack.handed).min(into.len());
             let Some(left) = stack.len.checked_sub(into.len() - posted) else {
                 return false;
             };
             let (first, others) = into.split_at_mut(posted);
-            first.iter_mut().zip(stack.posted.drain(..posted)).for_each(|(to, mbuf)| *to = mbuf);
+            first.copy_from_slice(&stack.posted[stack.handed..][..posted]);
+            stack.handed += posted;
+            if stack.handed == stack.posted.len() {
+                stack.posted.clear();
+                stack.handed = 0;
+            }
             others.copy_from_slice(&stack.free[left..stack.len]);
             stack.len = left;
             true
@@ -267,6 +290,8 @@ impl Pool {
                 for &mbuf in &(&(*stack.as_ptr()).free)[..self.size as usize] {
                     Mbuf::new(mbuf.cast()).remember_buffer();
                 }
+                // They were put when they were no mbufs yet.
+                (*stack.as_ptr()).returned = 0;
             }
         }
     }

@@ -32,6 +32,8 @@ pub struct EthdevTx {
     pub(super) lends: bool,
     /// See [`TxQueue::lent`].
     pub(super) lent: u32,
+    /// Frames that may be lent and were not yet sent.
+    pub(super) staged: usize,
     /// The memories that lent frames are in, at least as long as they are out.
     pub(super) lenders: ArrayVec<Arc<GuestMemory>, LENDERS>,
     pub(super) _lease: Lease,
@@ -48,7 +50,20 @@ unsafe impl Send for EthdevTx {}
 
 impl EthdevTx {
     /// A fresh mbuf. When the pool has less than a burst left, what it has.
+    #[inline]
     fn alloc(stash: &mut ArrayVec<*mut dpdk_sys::rte_mbuf, BURST>, pool: &Pool) -> Option<Mbuf> {
+        match pool.stack() {
+            // SAFETY: whoever owns the queue owns its lending pool; what comes is ours alone, and as free mbufs are.
+            Some(stack) => unsafe {
+                let mbuf = Mbuf::new(Stack::get_one(stack)?.cast().as_ptr());
+                mbuf.freshen();
+                Some(mbuf)
+            },
+            None => Self::alloc_shared(stash, pool),
+        }
+    }
+
+    fn alloc_shared(stash: &mut ArrayVec<*mut dpdk_sys::rte_mbuf, BURST>, pool: &Pool) -> Option<Mbuf> {
         if stash.is_empty() {
             let mut n = BURST;
             // SAFETY: the stash has room for BURST, and is empty; the pool is live.
@@ -135,6 +150,7 @@ impl TxQueue for EthdevTx {
             return None;
         }
         let fresh = Self::alloc(&mut self.stash, &self.pool)?;
+        self.staged += 1;
         // SAFETY: fresh, of a lending pool; the memory is kept.
         Some(unsafe { TxMbuf::over(fresh, frame) })
     }
@@ -155,7 +171,7 @@ impl TxQueue for EthdevTx {
         let mut taken = 0;
         while !burst.is_empty() {
             let ready = self.prepare(burst);
-            let lent = if self.lends { lent_places(&burst[..ready]) } else { 0 };
+            let lent = if self.staged > 0 { lent_places(&burst[..ready]) } else { 0 };
             let sent = if ready == 0 {
                 0
             } else {
@@ -165,7 +181,10 @@ impl TxQueue for EthdevTx {
                 usize::from(sent).min(ready)
             };
             forget_first(burst, sent);
-            self.lent = self.lent.wrapping_add((lent & first_bits(sent)).count_ones());
+            let lent = (lent & first_bits(sent)).count_ones();
+            self.lent = self.lent.wrapping_add(lent);
+            // Those that were dropped unsent stay counted: they cost a look at later bursts.
+            self.staged -= lent as usize;
             taken += sent;
             if sent < ready || burst.is_empty() {
                 break;
