@@ -215,3 +215,54 @@ start_testpmd() {
     started=$!
     pids+=("$started")
 }
+
+# --- images of small machines --------------------------------------------------------------------
+
+# A bzImage is a decompressor with the real kernel as payload: offset and length of the payload stand in
+# its header (Documentation/arch/x86/boot.rst: setup_sects 0x1f1, payload_offset 0x248, payload_length 0x24c).
+extract_vmlinux() {
+    local image=$1 sectors offset length start
+    field() { od -An -j "$1" -N "$2" -t "u$2" "$image" | tr -d ' '; }
+    sectors=$(field $((0x1f1)) 1)
+    offset=$(field $((0x248)) 4)
+    length=$(field $((0x24c)) 4)
+    start=$(((sectors + 1) * 512 + offset))
+    # The last four bytes of the payload are its unpacked length, of no interest to the decompressor.
+    head -c $((start + length - 4)) "$image" | tail -c $((length - 4)) >"$2.packed"
+    case $(od -An -N 4 -t x1 "$2.packed" | tr -d ' ') in
+        02214c18) lz4 -dcq ;;
+        28b52ffd) zstd -dcq ;;
+        fd377a58) xz -dc ;;
+        *) echo "The payload of $image is packed in a format that is new to this script." >&2; return 1 ;;
+    esac <"$2.packed" >"$2"
+    rm "$2.packed"
+    [ "$(head -c 4 "$2")" = $'\x7fELF' ] || { echo "The payload of $image is not an ELF kernel."; return 1; }
+}
+
+# add_module NAME FROM DIR: the module out of the tree FROM and, before it, those it depends on; one per line in
+# DIR/order.
+add_module() {
+    local file name=$1 modules=$2 dir=$3 dependency
+    file=$(find "$modules" \( -name "${name//_/[-_]}.ko" -o -name "${name//_/[-_]}.ko.xz" \) -print -quit)
+    [ -n "$file" ] || return 0 # built in
+    ! grep -qxF "$name.ko" "$dir/order" || return 0
+    case $file in *.xz) xz -dc "$file" >"$dir/$name.ko" ;; *) cp "$file" "$dir/$name.ko" ;; esac
+    for dependency in $(tr '\0' '\n' <"$dir/$name.ko" | sed -n 's/^depends=//p' | tr ',' ' '); do
+        add_module "${dependency//-/_}" "$modules" "$dir"
+    done
+    strip --strip-debug "$dir/$name.ko"
+    echo "$name.ko" >>"$dir/order"
+}
+
+add_busybox() {
+    local applet
+    mkdir -p "$1/bin"
+    cp "$(command -v busybox)" "$1/bin/busybox"
+    for applet in $(busybox --list); do [ -e "$1/bin/$applet" ] || ln -s busybox "$1/bin/$applet"; done
+}
+
+# pack_initramfs ROOT FILE: with scripts/guest/init as its first process.
+pack_initramfs() {
+    install -m 755 "$top/scripts/guest/init" "$1/init"
+    (cd "$1" && find . | sort | cpio --quiet -o -H newc -R 0:0) >"$2"
+}

@@ -17,7 +17,8 @@ use virtio_forwarder::control::api::{Attached, Detached, Info, Method, PortList,
 use virtio_forwarder::control::rpc::{self, Request, RpcError};
 use virtio_forwarder::relay::Dropped;
 
-const DOCUMENTS: [&str; 4] = ["README.md", "docs/control.md", "docs/configuration.md", "docs/operating.md"];
+const DOCUMENTS: [&str; 5] =
+    ["README.md", "docs/control.md", "docs/configuration.md", "docs/operating.md", "docs/vf-lab.md"];
 
 fn read(document: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(document);

@@ -243,7 +243,9 @@ impl Wake {
         let kind = std::fs::read_link(format!("/proc/self/fd/{fd}"));
         let (usable, counts) = match kind.as_deref().map(|path| path.to_string_lossy()) {
             Err(_) => (false, false),
-            Ok(path) if path.starts_with("anon_inode:[eventfd") => (true, true),
+            // Also there where the driver cannot arm it (net_e1000_igb_vf makes one, and has no way to enable it):
+            // a sleeper would never wake.
+            Ok(path) if path.starts_with("anon_inode:[eventfd") => (Self::can_arm(port, queue), true),
             // One interrupt for the whole device, which EAL's own thread reads.
             Ok(path) if path.starts_with("/dev/uio") => (false, false),
             Ok(_) => (true, false),
@@ -251,6 +253,14 @@ impl Wake {
         self.counts.store(counts, Relaxed);
         self.fd.store(if usable { fd } else { -1 }, Relaxed);
         usable
+    }
+
+    fn can_arm(port: u16, queue: u16) -> bool {
+        // SAFETY: DPDK checks port and queue.
+        unsafe {
+            dpdk_sys::rte_eth_dev_rx_intr_enable(port, queue) == 0
+                && dpdk_sys::rte_eth_dev_rx_intr_disable(port, queue) == 0
+        }
     }
 
     pub(super) fn lose(&self) {
