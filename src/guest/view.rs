@@ -38,6 +38,12 @@ impl View {
         self.last.clip(gpa, len)
     }
 
+    /// The same, if all of `len` lies in the region that was hit last.
+    #[inline(always)]
+    pub(crate) fn again(&self, gpa: Gpa, len: u64) -> Option<HostRange> {
+        self.last.clip(gpa, len).filter(|range| range.len() as u64 == len)
+    }
+
     /// The piece at `gpa`, if all of `len` lies in one region.
     #[inline]
     pub(crate) fn contiguous(&mut self, gpa: Gpa, len: u64) -> Option<HostRange> {

@@ -37,6 +37,15 @@ impl Descriptor {
     }
 }
 
+impl Descriptor {
+    /// Its buffer, if it is a whole chain in one piece, in the region that was hit last.
+    #[inline(always)]
+    pub(super) fn simple<const WRITABLE: bool>(&self, view: &View) -> Option<HostRange> {
+        let usual = self.flags & (NEXT | WRITE | INDIRECT) == if WRITABLE { WRITE } else { 0 };
+        if usual { view.again(Gpa(self.addr), self.len.into()) } else { None }
+    }
+}
+
 /// A descriptor table: a split ring's, or an indirect one.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Table {
@@ -47,6 +56,12 @@ pub(super) struct Table {
 impl Table {
     pub(super) fn new(range: HostRange) -> Self {
         Self { range, entries: (range.len() / DESCRIPTOR_LEN) as u32 }
+    }
+
+    /// An entry.
+    #[inline(always)]
+    pub(super) fn descriptor(&self, index: u16) -> Option<Descriptor> {
+        self.read(index.into()).map(|(addr, rest)| Descriptor::split(addr, rest))
     }
 
     /// The words of an entry.

@@ -269,6 +269,13 @@ impl Virtqueue for PackedRing {
         }
     }
 
+    #[inline(always)]
+    fn simple<const WRITABLE: bool>(&mut self, ahead: u16) -> Option<(Token, HostRange)> {
+        let descriptor = self.descriptor(self.next.plus(ahead, self.size).index);
+        let buffer = descriptor.simple::<WRITABLE>(&self.view)?;
+        Some((Token { id: descriptor.link, slots: 1 }, buffer))
+    }
+
     #[inline]
     fn advance(&mut self, slots: u16) {
         self.next = self.next.plus(slots, self.size);

@@ -232,6 +232,14 @@ fn reserve(
     queue.look(false)?;
     let mut budget = DESCRIPTORS;
     while !reserved.buffers.is_full() && queue.is_ready(0) {
+        if let Some((token, buffer)) = queue.simple::<true>(0) {
+            if buffer.len() < room || !post(buffer, queue.memory()) {
+                break;
+            }
+            queue.advance(token.slots);
+            reserved.buffers.push(Reserved { token, buffer });
+            continue;
+        }
         let mut first = None;
         let take = |piece: HostRange| {
             first = Some(piece);
@@ -261,7 +269,27 @@ impl Place {
         header: &NetHeader,
         frame: &mut impl Gather,
     ) -> Result<(), PushError> {
-        self.gather(queue, self.header_len + frame.remaining())?;
+        let total = self.header_len + frame.remaining();
+        queue.look(false).map_err(PushError::Ring)?;
+        if queue.is_ready(0)
+            && let Some((token, buffer)) = queue.simple::<true>(0)
+            && buffer.len() >= total
+        {
+            let encoded = header.encode(1);
+            let write = |sink: &mut GuestSink<'_>| {
+                if self.header_len != encoded.len() || !sink.put(&encoded) {
+                    sink.write(&encoded[..self.header_len]);
+                }
+                frame.store_next(sink);
+            };
+            // SAFETY: the buffer was translated by this ring's view, which keeps the memory.
+            unsafe { GuestStore.fill(buffer.first(total), write) };
+            queue.judge(false);
+            queue.advance(token.slots);
+            queue.stage(token, total as u32);
+            return Ok(());
+        }
+        self.gather(queue, total)?;
 
         // num_buffers is 1 without MRG_RXBUF (5.1.6.4.1); a header of ten bytes ends in front of it.
         let encoded = header.encode(self.chains.len() as u16);

@@ -160,6 +160,15 @@ impl Virtqueue for SplitRing {
         (Token { id, slots: 1 }, reader.chain::<WRITABLE, false>(&self.table, id))
     }
 
+    #[inline(always)]
+    fn simple<const WRITABLE: bool>(&mut self, ahead: u16) -> Option<(Token, HostRange)> {
+        let slot = self.next.wrapping_add(ahead) & (self.size - 1);
+        // SAFETY: masked by the size, so inside the available ring; the view keeps the memory.
+        let id = unsafe { self.avail.read_u16(ENTRIES + usize::from(slot) * AVAIL_LEN) };
+        let buffer = self.table.descriptor(id)?.simple::<WRITABLE>(&self.view)?;
+        Some((Token { id, slots: 1 }, buffer))
+    }
+
     #[inline]
     fn advance(&mut self, slots: u16) {
         self.next = self.next.wrapping_add(slots);

@@ -41,6 +41,10 @@ pub(super) trait Virtqueue {
         take: impl FnMut(HostRange) -> Result<(), Stop>,
     ) -> (Token, Result<(), Stop>);
 
+    /// The same in short, for the usual chain: one descriptor, its buffer in one piece and in the region of the last one.
+    /// `None`: it is not, or wrong; nothing that was read of it counts.
+    fn simple<const WRITABLE: bool>(&mut self, ahead: u16) -> Option<(Token, HostRange)>;
+
     /// Takes the next chains out, of so many slots; all were ready.
     fn advance(&mut self, slots: u16);
 

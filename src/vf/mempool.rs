@@ -175,7 +175,10 @@ impl Stack {
                 // SAFETY: free, so ours alone.
                 stack.returned = stack.returned.wrapping_add(unsafe { Mbuf::new(mbuf.cast()).restore() }.into());
             }
-            stack.free[stack.len..][..mbufs.len()].copy_from_slice(mbufs);
+            match mbufs {
+                [one] => stack.free[stack.len] = *one,
+                all => stack.free[stack.len..][..all.len()].copy_from_slice(all),
+            }
             stack.len += mbufs.len();
         });
     }
