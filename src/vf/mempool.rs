@@ -470,33 +470,42 @@ fn no_pool(call: &'static str, size: u32, room: u16, errno: i32) -> Error {
 mod tests {
     use super::*;
 
-    fn mbuf(n: usize) -> *mut c_void {
-        ptr::without_provenance_mut(n)
+    /// Mbufs of a pool of ours, without a pool.
+    fn mbufs<const N: usize>() -> [*mut c_void; N] {
+        std::array::from_fn(|_| {
+            let words = Box::leak(Box::new([0_u64; 64]));
+            let own =
+                words.as_mut_ptr().cast::<u8>().wrapping_add(dpdk_sys::SHIM_MBUF_SIZE as usize + LENT_PRIV as usize);
+            words[dpdk_sys::SHIM_MBUF_BUF_ADDR as usize / 8] = own.expose_provenance() as u64;
+            words.as_mut_ptr().cast()
+        })
     }
 
     #[test]
     fn a_stack_gives_last_in_first_and_all_or_nothing() {
+        let [one, two, three] = mbufs();
         let mut stack = Stack::new(4);
-        stack.put_all(&[mbuf(1), mbuf(2), mbuf(3)]);
+        stack.put_all(&[one, two, three]);
         let mut four = [ptr::null_mut(); 4];
         assert!(!stack.get_all(&mut four));
         assert_eq!(stack.len, 3);
-        let mut two = [ptr::null_mut(); 2];
-        assert!(stack.get_all(&mut two));
-        assert_eq!(two, [mbuf(2), mbuf(3)]);
+        let mut last = [ptr::null_mut(); 2];
+        assert!(stack.get_all(&mut last));
+        assert_eq!(last, [two, three]);
         // SAFETY: the stack is ours.
-        unsafe { Stack::put_one(NonNull::from(&mut stack), mbuf(2)) };
+        unsafe { Stack::put_one(NonNull::from(&mut stack), two) };
         assert_eq!(stack.len, 2);
-        assert_eq!(stack.free[1], mbuf(2));
+        assert_eq!((stack.free[1], stack.returned), (two, 0));
     }
 
     #[test]
     #[should_panic(expected = "out of bounds")]
     fn an_mbuf_too_many_is_a_double_free() {
+        let [mbuf] = mbufs();
         let mut stack = Stack::new(1);
-        stack.put_all(&[mbuf(1)]);
+        stack.put_all(&[mbuf]);
         // SAFETY: the stack is ours.
-        unsafe { Stack::put_one(NonNull::from(&mut stack), mbuf(1)) };
+        unsafe { Stack::put_one(NonNull::from(&mut stack), mbuf) };
     }
 
     #[test]
@@ -504,6 +513,38 @@ mod tests {
     fn two_threads_inside_are_noticed() {
         let mut stack = Stack::new(1);
         stack.user.store(1, Ordering::Relaxed);
-        stack.put_all(&[mbuf(1)]);
+        stack.put_all(&mbufs::<1>());
+    }
+
+    #[test]
+    fn posted_mbufs_come_first_and_in_order_and_get_their_buffers_back() {
+        let [one, two, three] = mbufs();
+        let mut stack = Stack::new(3);
+        stack.put_all(&[one, two, three]);
+        let mut stack = NonNull::from(&mut stack);
+        let mut guest = [0_u8; 256];
+        let is_elsewhere = |mbuf: *mut c_void| {
+            // SAFETY: an mbuf of ours.
+            unsafe { Mbuf::new(mbuf.cast()).restore() }
+        };
+        // SAFETY: the stack is ours; the memory outlives it.
+        unsafe {
+            assert!(Stack::post(stack, guest.as_mut_ptr(), 100));
+            assert!(Stack::post(stack, guest.as_mut_ptr().add(128), 100));
+            let mut got = [ptr::null_mut(); 3];
+            assert!(stack.as_mut().get_all(&mut got[..1]));
+            assert_eq!(got[0], three);
+            assert!(is_elsewhere(three) && !is_elsewhere(three));
+            // One of the guest's, and one of ours.
+            assert!(stack.as_mut().get_all(&mut got[..2]));
+            assert_eq!(got[..2], [two, one]);
+            stack.as_mut().put_all(&[two, one]);
+            assert_eq!(Stack::returned(stack), 1);
+            assert!(Stack::post(stack, guest.as_mut_ptr(), 100));
+            Stack::withdraw(stack);
+            assert!(!is_elsewhere(one) && !is_elsewhere(two));
+            assert!(stack.as_mut().get_all(&mut got[..2]));
+            assert!(!Stack::post(stack, guest.as_mut_ptr(), 100), "none is free");
+        }
     }
 }

@@ -301,10 +301,9 @@ fn the_work_of_a_burst_is_bounded() {
     rig.driver.offer(7, &[piece(table, 16 * 1025, INDIRECT)]);
     rig.driver.offer(8, &[piece(at, 64, 0)]);
     rig.driver.publish();
-    assert_eq!(ring.pop(BURST), Ok(1));
+    assert_eq!(ring.pop(BURST), Ok(2), "one of a single buffer costs next to nothing");
     assert_eq!(ring.frame(0).unwrap_err(), ChainFault::Long);
-    assert_eq!(ring.pop(BURST), Ok(1));
-    assert!(ring.frame(0).is_ok());
+    assert!(ring.frame(1).is_ok());
     assert_eq!(ring.in_flight(), 2);
 }
 
