@@ -26,7 +26,7 @@ use virtio_forwarder::ring::{Gather, NetHeader, RingAddresses, RingConfig, RxRin
 #[path = "../examples/load-guest/driver/mod.rs"]
 mod driver;
 use driver::memory::GPA;
-use driver::{Buffers, Driver, HEADER, Memory, Plan, Split};
+use driver::{Buffers, Driver, HEADER, Memory, Packed, Plan, Split};
 
 /// How far our rings are from what two cores can do
 #[derive(Parser)]
@@ -174,13 +174,13 @@ struct Case {
     /// The relay copies frames; else it only looks at their headers. Receiving always copies.
     copy: bool,
     touch: bool,
+    in_order: bool,
 }
 
 /// Frames a second.
 fn ring<D: Driver>(args: &Args, case: Case) -> f64 {
-    let Case { receive, burst, bytes, copy, touch } = case;
-    let plan =
-        Plan { size: SIZE, pieces: 1, indirect: false, in_order: false, event_idx: false, rewrite: touch, receive };
+    let Case { receive, burst, bytes, copy, touch, in_order } = case;
+    let plan = Plan { size: SIZE, pieces: 1, indirect: false, in_order, event_idx: false, rewrite: touch, receive };
     let lens = [bytes];
     let memory = Memory::new(Buffers::size(&plan, &lens) + (256 << 10), false).expect("guest memory");
     let buffers = Buffers::new(&memory, &plan, &lens);
@@ -284,22 +284,27 @@ fn main() {
     let most = best(args.rounds, || ceiling(&args));
     println!("ceiling   64 bytes   {:8.1} ns {:8.2} Mpps\n", 1e9 / most, most / 1e6);
 
-    println!("ring   direction    bytes  burst  relay  guest        ns      Mpps  of the ceiling");
+    println!("ring             direction    bytes  burst  relay  guest        ns      Mpps  of the ceiling");
     for (receive, copy) in [(false, false), (false, true), (true, true)] {
         for bytes in [60, 1514] {
             for burst in [1, 4, BURST] {
                 for touch in [false, true] {
-                    let case = Case { receive, burst, bytes, copy, touch };
-                    let figure = best(args.rounds, || ring::<Split>(&args, case));
-                    println!(
-                        "split  {}  {bytes:5}  {burst:5}  {}  {}  {:8.1}  {:8.2}{}",
-                        if receive { "vf_to_guest" } else { "guest_to_vf" },
-                        if copy { "copy " } else { "parse" },
-                        if touch { "touch" } else { "leave" },
-                        1e9 / figure,
-                        figure / 1e6,
-                        if bytes == 60 { format!("  {:6.0} %", 100.0 * figure / most) } else { String::new() },
-                    );
+                    for (format, in_order) in [("split", false), ("packed", false), ("packed-in-order", true)] {
+                        let case = Case { receive, burst, bytes, copy, touch, in_order };
+                        let figure = best(args.rounds, || match format {
+                            "split" => ring::<Split>(&args, case),
+                            _ => ring::<Packed>(&args, case),
+                        });
+                        println!(
+                            "{format:15}  {}  {bytes:5}  {burst:5}  {}  {}  {:8.1}  {:8.2}{}",
+                            if receive { "vf_to_guest" } else { "guest_to_vf" },
+                            if copy { "copy " } else { "parse" },
+                            if touch { "touch" } else { "leave" },
+                            1e9 / figure,
+                            figure / 1e6,
+                            if bytes == 60 { format!("  {:6.0} %", 100.0 * figure / most) } else { String::new() },
+                        );
+                    }
                 }
             }
         }

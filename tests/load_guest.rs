@@ -24,7 +24,7 @@ fn run(socket: &Path, options: &str) -> Result<Value, String> {
 }
 
 /// Ways to lay out a ring that every back end has.
-const SPLIT: [&str; 6] = [
+const LAYOUTS: [&str; 6] = [
     "",
     "--mergeable --event-idx --size imix",
     "--mergeable --rx-buffer 256 --size 1518 --ring 128",
@@ -33,13 +33,17 @@ const SPLIT: [&str; 6] = [
     "--pieces 8 --touch --ring 64",
 ];
 
+const FORMATS: [&str; 4] = ["", "--in-order", "--format packed", "--format packed --in-order"];
+
 #[test]
 fn verifies_our_daemon() {
     let daemon = Daemon::start();
     let socket = daemon.attach("port", "soft:loop", 2);
-    for options in SPLIT.into_iter().chain(["--pairs 2"]) {
-        run(&socket, &format!("--mode verify --direction both --seconds 0.2 {options}"))
-            .expect("frames as they were sent");
+    for format in FORMATS {
+        for options in LAYOUTS.into_iter().chain(["--pairs 2"]) {
+            run(&socket, &format!("--mode verify --direction both --seconds 0.1 {format} {options}"))
+                .expect("frames as they were sent");
+        }
     }
     daemon.stop();
 }
@@ -64,8 +68,8 @@ fn verifies_dpdk() {
     let Some(testpmd) = Testpmd::start(&vdevs, &["--auto-start", "--forward-mode=io", "--rxq=2", "--txq=2"]) else {
         support::skip!("verifies_dpdk", "no dpdk-testpmd");
     };
-    for format in ["", "--in-order", "--format packed", "--format packed --in-order"] {
-        for options in SPLIT {
+    for format in FORMATS {
+        for options in LAYOUTS {
             run(&socket, &format!("--mode verify --direction both --seconds 0.1 {format} {options}"))
                 .expect("frames as they were sent");
         }
