@@ -185,7 +185,9 @@ fn the_watchdog_frees_a_core_from_a_call_that_blocks() {
             lane.insert_ring(pair, RingPlan { enabled, doorbell, ..guest.tx_plan(pair) }).unwrap();
         }
         core.adopt(Box::new(lane));
-        wait_for(|| calls.iter().all(|call| rustix::io::read(call, &mut [0; 8]).is_ok()));
+        for call in &calls {
+            wait_for(|| rustix::io::read(call, &mut [0; 8]).is_ok());
+        }
         calls.iter().for_each(|call| block(call));
 
         guest.tx[0].send(&[0; HEADER], &numbered(0, 0, 64));
@@ -194,7 +196,7 @@ fn the_watchdog_frees_a_core_from_a_call_that_blocks() {
         let blocked = Instant::now();
         watch(&core, &counters, 2);
         // Generous: the machine may be busy. Without the watchdog it would be for ever.
-        assert!(blocked.elapsed() < Duration::from_millis(500), "{:?}", blocked.elapsed());
+        assert!(blocked.elapsed() < Duration::from_secs(5), "{:?}", blocked.elapsed());
 
         let mut lane = recall(&core, LaneId(1));
         assert_eq!([0, 1].map(|pair| lane.fault(pair)), [Some(RingFault::CallBlocks); 2]);
