@@ -125,6 +125,7 @@ fuzz_target!(|lines: &[u8]| {
     let crew = Pretender::default();
     let mut now = Instant::now();
     let policy = Policy {
+        guest_memory: 1 << 40,
         vdevs: Policy::default_vdevs(),
         pci: vec![PciRule::Vfs],
         socket_dirs: vec![SocketDir::new("/run/f".as_ref()).unwrap()],

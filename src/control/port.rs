@@ -135,6 +135,7 @@ impl<V> Port<V> {
                     offer: self.offer,
                     cores: self.cores,
                     zero_copy: self.spec.zero_copy,
+                    guest_memory: policy.guest_memory,
                     counters: self.counters.clone(),
                 });
             }

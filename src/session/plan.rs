@@ -73,6 +73,8 @@ pub struct PortPlan {
     pub cores: (usize, usize),
     /// Whether frames may be moved without a copy.
     pub zero_copy: ZeroCopy,
+    /// Most bytes of a guest's memory that are mapped.
+    pub guest_memory: u64,
     /// What both directions count into.
     pub counters: PortCounters,
 }

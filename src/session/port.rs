@@ -288,7 +288,8 @@ impl<'tell> Port<'tell> {
                 }
                 self.connections += 1;
                 self.last_error = None;
-                self.guest = Some(Guest { connection, session: Session::new(self.plan.offer) });
+                let session = Session::limited(self.plan.offer, self.plan.guest_memory);
+                self.guest = Some(Guest { connection, session });
             }
             Err(error) => self.last_error = Some(error.to_string()),
         }

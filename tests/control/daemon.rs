@@ -103,6 +103,7 @@ impl Daemon {
         let socket = ControlSocket { path: path.clone(), mode: 0o600, gid: None }.listen().unwrap();
         let (events, inbox) = Inbox::new().unwrap();
         let policy = Policy {
+            guest_memory: 1 << 40,
             vdevs: Policy::default_vdevs(),
             pci: vec![PciRule::Vfs],
             socket_dirs: vec![SocketDir::new(dir.path()).unwrap()],

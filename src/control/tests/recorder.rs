@@ -141,6 +141,7 @@ impl Desk {
     /// Poll cores on CPUs 1 and 2. No PCI device exists; 0000:0e:00.0 has a stand-in.
     pub fn new() -> Self {
         let policy = Policy {
+            guest_memory: 1 << 40,
             vdevs: Policy::default_vdevs(),
             pci: vec![PciRule::Vfs],
             socket_dirs: vec![SocketDir::new("/run/vf-test".as_ref()).unwrap()],
