@@ -106,7 +106,7 @@ impl Crew for Pretender {
     fn open(&mut self, plan: PortPlan) {
         self.ask(Asked::Open(plan.id.parse().unwrap()));
     }
-    fn give_vf(&mut self, port: &PortId, vf: VfSpec, _config: VfConfig) {
+    fn give_vf(&mut self, port: &PortId, _spec: VfSpec, vf: VfSpec, _config: VfConfig) {
         let before = self.0.borrow_mut().threads.get_mut(port).unwrap().replace(vf);
         assert!(before.is_none());
         self.ask(Asked::Give(port.clone()));

@@ -114,7 +114,8 @@ impl Crew for Recorder {
         assert!(before.is_none(), "{} was open", plan.id);
         self.ask(Asked::Open(plan));
     }
-    fn give_vf(&mut self, port: &PortId, vf: TestVf, config: VfConfig) {
+    fn give_vf(&mut self, port: &PortId, spec: VfSpec, vf: TestVf, config: VfConfig) {
+        assert_eq!(spec, vf.spec, "{port}: a VF under another's name");
         let before = self.thread(port.as_str()).vf.replace(vf);
         assert!(before.is_none(), "{port} has a VF");
         self.ask(Asked::Give(port.clone(), config));
