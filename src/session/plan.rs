@@ -17,7 +17,7 @@ pub enum Role {
     /// The daemon listens, the front end connects.
     #[default]
     Server,
-    /// The daemon connects, and retries within 100 ms, for ever.
+    /// The daemon connects, and tries again and again; each 50 ms, unless its front end misbehaves.
     Client,
 }
 
