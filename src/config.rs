@@ -18,11 +18,13 @@ use self::source::{Origin, Source, Sourced, list};
 use crate::control::api::{FileMode, NameOrNumber};
 use crate::control::{ControlSocket, PciRule, Policy, SocketDefaults, SocketDir, StandIn, VdevRule, group_id, user_id};
 use crate::error::{Error, Result};
+use crate::guest::GuestMemory;
 
 /// Where the control socket is by default.
 pub const DEFAULT_CONTROL_SOCKET: &str = "/run/virtio-forwarder/control.sock";
 /// MiB of memory without hugepages, by default: room for a dozen ports.
 const DEFAULT_MEMORY: u32 = 512;
+const GIB: u64 = 1 << 30;
 
 /// Forwards packets between virtio-net guests (vhost-user) and SR-IOV VFs, on pinned poll cores.
 ///
@@ -54,6 +56,9 @@ pub struct Args {
     /// MiB of memory with --no-huge, which cannot grow [default: 512]
     #[arg(long, value_name = "MIB", env = "VIRTIO_FORWARDER_MEMORY")]
     memory: Option<u32>,
+    /// GiB of memory one guest may have: more is not mapped [default: 1024]
+    #[arg(long, value_name = "GIB", env = "VIRTIO_FORWARDER_GUEST_MEMORY")]
+    guest_memory: Option<u64>,
     /// One more argument for DPDK's EAL, as it is; may be repeated
     #[arg(long, value_name = "ARG", allow_hyphen_values = true)]
     eal_arg: Vec<String>,
@@ -96,6 +101,7 @@ struct File {
     poll: Option<bool>,
     no_huge: Option<bool>,
     memory: Option<Spanned<u32>>,
+    guest_memory: Option<Spanned<u64>>,
     #[serde(default)]
     eal_args: Vec<String>,
     log: Option<Spanned<String>>,
@@ -113,7 +119,7 @@ struct File {
 }
 
 /// Keys of [`File`], for suggestions.
-const KEYS: [&str; 16] = [
+const KEYS: [&str; 17] = [
     "control_socket",
     "control_group",
     "control_mode",
@@ -121,6 +127,7 @@ const KEYS: [&str; 16] = [
     "poll",
     "no_huge",
     "memory",
+    "guest_memory",
     "eal_args",
     "log",
     "socket_dirs",
@@ -243,6 +250,16 @@ impl Config {
             64..=1_048_576 => Ok(memory),
             _ => Err(Error::Invalid(format!("{memory} MiB of memory: use 64 to 1048576"))),
         })?;
+        let guest_memory = match args.guest_memory {
+            Some(gib) => Sourced(gib, Origin::Flag("guest-memory")),
+            None => file
+                .guest_memory
+                .map_or(Sourced(GuestMemory::DEFAULT_LIMIT / GIB, Origin::Default), |gib| source.value(gib)),
+        };
+        let guest_memory = guest_memory.check(|gib| match gib {
+            1..=32768 => Ok(gib * GIB),
+            _ => Err(Error::Invalid(format!("{gib} GiB of memory for a guest: use 1 to 32768"))),
+        })?;
         let log = match text_of("log", args.log, file.log) {
             Some(log) => log.check(log_filter)?,
             None => "info".to_owned(),
@@ -284,6 +301,7 @@ impl Config {
                 pci,
                 socket_dirs,
                 stand_ins,
+                guest_memory,
                 control_socket: control_socket.clone(),
                 sysfs: "/sys".into(),
             },
@@ -376,6 +394,7 @@ mod tests {
         assert_eq!(config.cores, [3]);
         assert!(!config.poll && !config.no_huge);
         assert_eq!((config.memory, config.log.as_str()), (512, "info"));
+        assert_eq!(config.policy.guest_memory, 1 << 40);
         assert_eq!(config.policy.vdevs, Policy::default_vdevs());
         assert_eq!(config.policy.pci, [PciRule::Vfs]);
         assert_eq!(config.policy.socket_dirs.len(), 3);
@@ -390,6 +409,7 @@ mod tests {
             cores = [1, 2]
             poll = true
             memory = 256
+            guest_memory = 64
             eal_args = ["--log-level=8"]
             socket_dirs = ["/run/a"]
             socket_owner = "root"
@@ -402,6 +422,7 @@ mod tests {
         assert_eq!((from_file.control_socket.mode, from_file.control_socket.gid), (0o600, Some(0)));
         assert_eq!(from_file.cores, [1, 2]);
         assert!(from_file.poll);
+        assert_eq!(from_file.policy.guest_memory, 64 << 30);
         assert_eq!(from_file.eal_args, ["--log-level=8"]);
         assert_eq!(from_file.socket_defaults.owner, Some(NameOrNumber::Name("root".into())));
         let vdevs: Vec<_> = from_file.policy.vdevs.iter().map(ToString::to_string).collect();
@@ -432,6 +453,8 @@ mod tests {
             (&[], "control_mode = \"888\"", &["vf.toml:1:16", "octal"]),
             (&[], "socket_owner = \"nobody-of-that-name\"", &["vf.toml:1:16", "/etc/passwd"]),
             (&[], "memory = 1", &["vf.toml:1:10", "64"]),
+            (&[], "guest_memory = 0", &["vf.toml:1:16", "32768"]),
+            (&["--guest-memory", "99999999"], "", &["--guest-memory", "32768"]),
             (&[], "log = \"loud\"", &["vf.toml:1:7", "loud", "debug"]),
             (&["--cores", "3-1"], "", &["--cores", "1-3"]),
             (&["--cores", "x"], "", &["--cores", "1-3"]),

@@ -110,8 +110,19 @@ fn run(config: Config) -> Result<()> {
         std::thread::sleep(Duration::from_millis(1));
         watchdog.look(&pollers, Instant::now());
     }
-    // Ports and their lanes are gone then: the cores, which end with this function, have nothing left.
-    server.join().expect("the control thread does not panic")
+    let ended = server.join().expect("the control thread does not panic");
+    // Ports and their lanes are gone then, and the cores end. Not if a thread was left behind: a port's keeps the
+    // cores, and they its lanes.
+    drop(pollers);
+    #[cfg(feature = "dpdk")]
+    if !eal.end() {
+        if let Err(error) = &ended {
+            error!(%error, "virtio-forwarder ends");
+        }
+        // At once: DPDK is in use.
+        signal_hook::low_level::exit(ended.is_err().into());
+    }
+    ended
 }
 
 #[cfg(feature = "dpdk")]

@@ -7,6 +7,7 @@ mod wire;
 
 use std::os::fd::AsRawFd;
 use std::process;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arrayvec::ArrayVec;
@@ -89,7 +90,7 @@ fn bytes(packet: &RxMbuf) -> Vec<u8> {
 fn ethdevs() {
     let config = EalConfig { no_huge: true, ..EalConfig::default() };
     let affinity = rustix::thread::sched_getaffinity(None).unwrap();
-    let eal = Eal::start(&config).unwrap();
+    let eal = Arc::new(Eal::start(&config).unwrap());
     assert_eq!(rustix::thread::sched_getaffinity(None).unwrap(), affinity);
     assert!(matches!(Eal::start(&config), Err(Error::Invalid(_))));
     println!("{}, {} ethdevs", eal.version(), eal.max_ethdevs());
@@ -207,7 +208,7 @@ fn ring() {
 }
 
 /// A lane is built on one thread and runs on another, registered one.
-fn ring_on_another_thread(eal: &Eal) {
+fn ring_on_another_thread(eal: &Arc<Eal>) {
     let mut device = Device::start("vdev:net_ring0", 1, 1500);
     device.send(0, &frame(100, 7));
     let device = std::thread::scope(|scope| {

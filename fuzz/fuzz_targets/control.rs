@@ -106,7 +106,7 @@ impl Crew for Pretender {
     fn open(&mut self, plan: PortPlan) {
         self.ask(Asked::Open(plan.id.parse().unwrap()));
     }
-    fn give_vf(&mut self, port: &PortId, vf: VfSpec, _config: VfConfig) {
+    fn give_vf(&mut self, port: &PortId, _spec: VfSpec, vf: VfSpec, _config: VfConfig) {
         let before = self.0.borrow_mut().threads.get_mut(port).unwrap().replace(vf);
         assert!(before.is_none());
         self.ask(Asked::Give(port.clone()));
@@ -125,6 +125,7 @@ fuzz_target!(|lines: &[u8]| {
     let crew = Pretender::default();
     let mut now = Instant::now();
     let policy = Policy {
+        guest_memory: 1 << 40,
         vdevs: Policy::default_vdevs(),
         pci: vec![PciRule::Vfs],
         socket_dirs: vec![SocketDir::new("/run/f".as_ref()).unwrap()],

@@ -30,9 +30,9 @@ pub trait Crew {
     /// left of its socket.
     fn open(&mut self, plan: PortPlan);
 
-    /// Port thread: configure and start the VF, then forward. Answer: [`Event::VfReady`] or
-    /// [`Event::VfFailed`].
-    fn give_vf(&mut self, port: &PortId, vf: Self::Vf, config: VfConfig);
+    /// Port thread: configure and start the VF, which was probed as `spec`, then forward. Answer:
+    /// [`Event::VfReady`] or [`Event::VfFailed`].
+    fn give_vf(&mut self, port: &PortId, spec: VfSpec, vf: Self::Vf, config: VfConfig);
 
     /// Port thread: change attributes. Answer: [`Event::Changed`].
     fn change(&mut self, port: &PortId, change: PortChange);

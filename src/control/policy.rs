@@ -36,6 +36,8 @@ pub struct Policy {
     pub socket_dirs: Vec<SocketDir>,
     /// What stands in for absent PCI devices.
     pub stand_ins: Vec<StandIn>,
+    /// Most bytes of a guest's memory that are mapped.
+    pub guest_memory: u64,
     /// The daemon's own socket: no port's.
     pub control_socket: PathBuf,
     /// Usually `/sys`.
@@ -417,6 +419,7 @@ mod tests {
 
     fn policy(sysfs: &Path) -> Policy {
         Policy {
+            guest_memory: 1 << 40,
             vdevs: Policy::default_vdevs(),
             pci: vec![PciRule::Vfs],
             socket_dirs: vec!["/run/virtio-forwarder".parse().unwrap()],

@@ -135,6 +135,7 @@ impl<V> Port<V> {
                     offer: self.offer,
                     cores: self.cores,
                     zero_copy: self.spec.zero_copy,
+                    guest_memory: policy.guest_memory,
                     counters: self.counters.clone(),
                 });
             }
@@ -144,8 +145,9 @@ impl<V> Port<V> {
             (false, Thread::Open, Vf::Held(_)) if self.changing.is_none() => {
                 let Vf::Held(vf) = std::mem::replace(&mut self.vf, Vf::Starting) else { unreachable!("just matched") };
                 self.anew = !self.in_force.deferred_differences(&self.spec).is_empty();
+                let spec = self.stand_in.as_ref().unwrap_or(&self.spec.vfs[0]).clone();
                 // Not what is pending: the guest of the moment would be served with what it was not offered.
-                crew.give_vf(id, vf, self.in_force.vf_config());
+                crew.give_vf(id, spec, vf, self.in_force.vf_config());
             }
             (false, ..) => {}
         }

@@ -197,6 +197,7 @@ mod tests {
         let alias = root.join("alias");
         std::os::unix::fs::symlink("run", &alias).unwrap();
         let policy = Policy {
+            guest_memory: 1 << 40,
             vdevs: vec![],
             pci: vec![],
             socket_dirs: vec![SocketDir::new(&alias).unwrap()],

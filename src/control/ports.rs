@@ -24,6 +24,9 @@ use crate::error::Error;
 /// alive needs less to answer its front end, to drain its lanes and to stop a VF.
 const PATIENCE: Duration = Duration::from_millis(500);
 
+/// And how long for the device thread, which probes and removes one VF after the other: drivers take their time.
+const DRIVER_PATIENCE: Duration = Duration::from_secs(5);
+
 /// Names a request; chosen by the caller of [`Ports::call`], unique among those not yet answered.
 pub type Token = u64;
 
@@ -37,7 +40,7 @@ pub struct Ports<C: Crew> {
     pending: Vec<Pending>,
     answers: Vec<(Token, Result<Value, RpcError>)>,
     next_serial: u64,
-    /// The daemon ends. Until when threads of ports are waited for: later each time one of them is done.
+    /// The daemon ends. When a thread was last done with something, or it began to end.
     stopping: Option<Instant>,
     /// Something happened in this turn that may let others go further.
     moved: bool,
@@ -113,8 +116,10 @@ impl<C: Crew> Ports<C> {
             error!(port = %id, "an event of a port that is not there");
             return;
         };
-        if let (Some(limit), Event::Closed { .. } | Event::Removed { .. }) = (&mut self.stopping, &event) {
-            *limit = now + PATIENCE;
+        if let (Some(progress), Event::Closed { .. } | Event::Probed { .. } | Event::Removed { .. }) =
+            (&mut self.stopping, &event)
+        {
+            *progress = now;
         }
         match event {
             Event::Changed { result, .. } => {
@@ -133,15 +138,16 @@ impl<C: Crew> Ports<C> {
 
     /// Does what is due without an event.
     pub fn tick(&mut self, now: Instant) {
-        if self.stopping.is_some_and(|limit| limit <= now) {
-            self.abandon();
+        if let Some(progress) = self.stopping {
+            self.abandon(now.saturating_duration_since(progress));
         }
         self.turn(now);
     }
 
     /// When [`Self::tick`] is due.
     pub fn due(&self) -> Option<Instant> {
-        let stuck = self.stopping.filter(|_| self.ports.values().any(Port::has_thread));
+        let patience = if self.ports.values().any(Port::has_thread) { PATIENCE } else { DRIVER_PATIENCE };
+        let stuck = self.stopping.filter(|_| !self.ports.is_empty()).map(|progress| progress + patience);
         self.ports.values().filter_map(Port::due).chain(stuck).min()
     }
 
@@ -150,7 +156,7 @@ impl<C: Crew> Ports<C> {
         self.answers.drain(..)
     }
 
-    /// [`Event::Stop`] was received and every port is gone.
+    /// [`Event::Stop`] was received and every port is gone, or was given up.
     pub fn finished(&self) -> bool {
         self.stopping.is_some() && self.ports.is_empty()
     }
@@ -406,16 +412,23 @@ impl<C: Crew> Ports<C> {
     }
 
     fn stop(&mut self, now: Instant) {
-        self.stopping = Some(now + PATIENCE);
+        self.stopping.get_or_insert(now);
         let ids: Vec<_> = self.ports.keys().cloned().collect();
         for id in ids {
             self.take_down(&id, Failure::stopping);
         }
     }
 
-    /// The daemon ends without the threads that do not; the crew names them when it goes.
-    fn abandon(&mut self) {
-        self.ports.retain(|_, port| !port.has_thread());
+    /// The daemon ends without the threads that do nothing for so long; the crew names those of ports when it goes.
+    fn abandon(&mut self, idle: Duration) {
+        if idle >= PATIENCE {
+            self.ports.retain(|_, port| !port.has_thread());
+        }
+        if idle >= DRIVER_PATIENCE {
+            for id in std::mem::take(&mut self.ports).into_keys() {
+                error!(port = %id, "the driver of its VF does not return: ending without it");
+            }
+        }
     }
 
     /// A port could not be set up: undoes what was done; its attach is answered when all of it is undone.

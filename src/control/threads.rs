@@ -31,8 +31,6 @@ pub struct Threads {
     device: Option<Sender<DeviceOrder>>,
     device_thread: Option<JoinHandle<()>>,
     ports: HashMap<PortId, PortThread>,
-    /// What each port's VF was probed as.
-    vfs: HashMap<PortId, VfSpec>,
 }
 
 impl Threads {
@@ -63,14 +61,7 @@ impl Threads {
                 }
             })
             .map_err(Error::io("cannot start the device thread"))?;
-        Ok(Self {
-            pollers,
-            events,
-            device: Some(device),
-            device_thread: Some(device_thread),
-            ports: HashMap::new(),
-            vfs: HashMap::new(),
-        })
+        Ok(Self { pollers, events, device: Some(device), device_thread: Some(device_thread), ports: HashMap::new() })
     }
 
     fn order(&self, order: DeviceOrder) {
@@ -90,12 +81,10 @@ impl Crew for Threads {
     type Vf = Vf;
 
     fn probe(&mut self, port: &PortId, vf: &VfSpec) {
-        self.vfs.insert(port.clone(), vf.clone());
         self.order(DeviceOrder::Probe(port.clone(), vf.clone()));
     }
 
     fn remove(&mut self, port: &PortId, vf: Vf) {
-        self.vfs.remove(port);
         self.order(DeviceOrder::Remove(port.clone(), vf));
     }
 
@@ -123,8 +112,7 @@ impl Crew for Threads {
         }
     }
 
-    fn give_vf(&mut self, port: &PortId, vf: Vf, config: VfConfig) {
-        let Some(spec) = self.vfs.get(port).cloned() else { return };
+    fn give_vf(&mut self, port: &PortId, spec: VfSpec, vf: Vf, config: VfConfig) {
         self.command(port, PortCommand::GiveVf { spec, vf, config });
     }
 

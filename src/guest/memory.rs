@@ -57,12 +57,23 @@ pub struct GuestMemory {
     /// By guest physical address, in the order of `regions`.
     spans: Box<[Span]>,
     regions: Vec<Arc<Region>>,
+    /// Most bytes of all regions together, in this table and in those made from it.
+    limit: u64,
 }
 
 impl GuestMemory {
+    /// Most bytes of a table, unless somebody says otherwise: 1 TiB.
+    pub const DEFAULT_LIMIT: u64 = 1 << 40;
+
     /// A table without regions.
     pub fn empty() -> Arc<Self> {
-        Arc::new(Self { spans: Box::default(), regions: Vec::new() })
+        Self::limited(Self::DEFAULT_LIMIT)
+    }
+
+    /// A table without regions, that may grow to so many bytes: mapping costs a front end nothing (its file may
+    /// be one big hole), and takes addresses from all others.
+    pub fn limited(limit: u64) -> Arc<Self> {
+        Arc::new(Self { spans: Box::default(), regions: Vec::new(), limit })
     }
 
     /// The table after SET_MEM_TABLE. A region equal to one of ours (same inode, offset, length and
@@ -70,12 +81,13 @@ impl GuestMemory {
     ///
     /// # Errors
     /// [`Error::Memory`] if a region is empty, wraps, overlaps another, is not a regular file, is
-    /// longer than its file, is not aligned to the file's page size, or cannot be mapped. Nothing
-    /// has changed then.
+    /// longer than its file, is not aligned to the file's page size, or cannot be mapped, or if all
+    /// together are more than the limit. Nothing has changed then.
     pub fn replaced<F: Into<Arc<File>>>(&self, regions: Vec<(RegionSpec, F)>) -> Result<Arc<Self>> {
+        self.allow(regions.iter().map(|(spec, _)| spec.size))?;
         let regions =
             regions.into_iter().map(|(spec, file)| self.keep_or_map(spec, file.into())).collect::<Result<Vec<_>>>()?;
-        Self::table(regions)
+        self.table(regions)
     }
 
     /// The table after ADD_MEM_REG.
@@ -83,11 +95,13 @@ impl GuestMemory {
     /// # Errors
     /// As [`Self::replaced`].
     pub fn with<F: Into<Arc<File>>>(&self, region: RegionSpec, file: F) -> Result<Arc<Self>> {
+        let ours = self.regions.iter().map(|ours| ours.identity().spec.size);
+        self.allow(ours.chain([region.size]))?;
         // Not `keep_or_map`: adding the same region twice is an overlap.
         let added = Arc::new(Region::map(region, file.into())?);
         let mut regions = self.regions.clone();
         regions.push(added);
-        Self::table(regions)
+        self.table(regions)
     }
 
     /// The table after REM_MEM_REG (matched by gpa, user address and size).
@@ -107,7 +121,7 @@ impl GuestMemory {
         };
         let mut regions = self.regions.clone();
         regions.remove(found);
-        Self::table(regions)
+        self.table(regions)
     }
 
     /// Whether `newer` lacks a region of ours: then switching to it needs [`Drained`], else paused
@@ -156,6 +170,18 @@ impl GuestMemory {
         (gpa.0 - span.gpa < span.size).then_some(*span)
     }
 
+    /// Before anything is mapped.
+    fn allow(&self, sizes: impl Iterator<Item = u64>) -> Result<()> {
+        let sum = sizes.fold(0, u64::saturating_add);
+        if sum > self.limit {
+            return Err(Error::Memory(format!(
+                "the regions have {sum} bytes together; at most {} are mapped for one guest (--guest-memory)",
+                self.limit
+            )));
+        }
+        Ok(())
+    }
+
     fn keep_or_map(&self, spec: RegionSpec, file: Arc<File>) -> Result<Arc<Region>> {
         let identity = Identity::of(spec, &file)?;
         let kept = self.regions.iter().find(|ours| {
@@ -168,7 +194,7 @@ impl GuestMemory {
         }
     }
 
-    fn table(mut regions: Vec<Arc<Region>>) -> Result<Arc<Self>> {
+    fn table(&self, mut regions: Vec<Arc<Region>>) -> Result<Arc<Self>> {
         let overlap = |regions: &[Arc<Region>], start: fn(&RegionSpec) -> u64, space| {
             let specs = regions.windows(2).map(|pair| {
                 let [a, b] = pair else { unreachable!() };
@@ -192,7 +218,7 @@ impl GuestMemory {
             size: region.identity().spec.size,
             host: region.host().as_ptr(),
         };
-        Ok(Arc::new(Self { spans: regions.iter().map(span).collect(), regions }))
+        Ok(Arc::new(Self { spans: regions.iter().map(span).collect(), regions, limit: self.limit }))
     }
 }
 
@@ -317,6 +343,25 @@ mod tests {
         assert!(table(low, gpa_overlap).unwrap_err().to_string().contains("guest physical"));
         let user_overlap = RegionSpec { gpa: Gpa(0x10_0000), ..spec(PAGE, PAGE, 0) };
         assert!(table(low, user_overlap).unwrap_err().to_string().contains("front-end"));
+    }
+
+    #[test]
+    fn a_table_is_no_longer_than_its_limit() {
+        let file = memfd(8 * PAGE);
+        let again = || file.try_clone().unwrap();
+        let at = |page: u64| spec(page * PAGE, PAGE, page * PAGE);
+        let empty = GuestMemory::limited(3 * PAGE);
+        let two = empty.replaced(vec![(at(0), again()), (at(1), again())]).unwrap();
+        let three = two.with(at(2), again()).unwrap();
+        assert!(three.with(at(3), again()).unwrap_err().to_string().contains("at most 12288"));
+        let four = (0..4).map(|page| (at(page), again())).collect();
+        assert!(three.replaced(four).unwrap_err().to_string().contains("16384 bytes together"));
+        // What is gone makes room.
+        assert!(three.without(&at(0)).unwrap().with(at(3), again()).is_ok());
+        assert!(three.replaced(vec![(spec(0, 3 * PAGE, 0), again())]).is_ok());
+        // Sums that wrap are no way around it.
+        let huge = |gpa| (RegionSpec { gpa: Gpa(gpa), ..spec(0, 1 << 63, 0) }, again());
+        assert!(empty.replaced(vec![huge(0), huge(1)]).unwrap_err().to_string().contains("together"));
     }
 
     #[test]

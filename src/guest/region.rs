@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use rustix::fs::fstatfs;
 use vm_memory::mmap::MmapRegion;
@@ -40,6 +41,29 @@ impl Identity {
     }
 }
 
+/// Most bytes mapped for all guests together: half of what a process can address, so that there is room for our
+/// own threads, heaps and devices whatever front ends ask for.
+const MAPPED_LIMIT: u64 = 1 << 46;
+
+static MAPPED: AtomicU64 = AtomicU64::new(0);
+
+/// A share of [`MAPPED_LIMIT`].
+#[derive(Debug)]
+struct Share(u64);
+
+impl Share {
+    fn take(bytes: u64) -> Option<Self> {
+        let add = |mapped: u64| mapped.checked_add(bytes).filter(|sum| *sum <= MAPPED_LIMIT);
+        MAPPED.fetch_update(Relaxed, Relaxed, add).ok().map(|_| Self(bytes))
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        MAPPED.fetch_sub(self.0, Relaxed);
+    }
+}
+
 /// A mapped region. Dropping it unmaps, so it is dropped only by whoever holds [`super::Drained`].
 #[derive(Debug)]
 pub(super) struct Region {
@@ -47,6 +71,8 @@ pub(super) struct Region {
     // Before `map`: the SIGBUS handler must have forgotten the addresses when they become free.
     watch: Watch,
     map: MmapRegion,
+    // Behind `map`: given back when the addresses are free.
+    _share: Share,
 }
 
 impl Region {
@@ -83,9 +109,12 @@ impl Region {
             return refuse("it does not fit into our address space".into());
         };
 
+        let Some(share) = Share::take(len as u64) else {
+            return refuse(format!("all guests together would have more than {MAPPED_LIMIT:#x} bytes mapped"));
+        };
         let map = MmapRegion::from_file(FileOffset::from_arc(file, spec.offset), len)
             .map_err(|source| error(format!("cannot be mapped read-write: {source}")))?;
-        Ok(Self { identity, watch: Watch::over(map.as_ptr() as usize, map.len(), page as usize), map })
+        Ok(Self { identity, watch: Watch::over(map.as_ptr() as usize, map.len(), page as usize), map, _share: share })
     }
 
     pub(super) fn identity(&self) -> &Identity {

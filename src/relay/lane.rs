@@ -135,19 +135,22 @@ pub trait Lane: Send {
 
 impl<Q: TxQueue> GuestToVf<Q> {
     /// One burst of one guest ring: pop, copy, treat, send, complete. Returns how many packets moved or were
-    /// dropped, and more for large ones.
+    /// dropped, and more for large ones and for those of many descriptors.
     pub(super) fn relay(&mut self, pair: usize, turn: &Turn<'_>) -> usize {
         let queues = self.queues.len();
         let (slot, queue) = (&mut self.slots[pair], &mut self.queues[pair % queues]);
         let Some(seat) = &mut slot.seat else { return 0 };
+        let mut moved = 0;
         seat.collect(queue);
         if seat.is_idle() {
             match seat.ring.pop(BURST) {
-                Ok(n) => seat.begin(n),
+                Ok(n) => {
+                    seat.begin(n);
+                    moved += seat.ring.toil();
+                }
                 Err(fault) => return self.quarantine(pair, fault, turn),
             }
         }
-        let mut moved = 0;
         if !seat.is_idle() {
             if let Some(cause) = seat.closed(&self.ready) {
                 moved += seat.drop_all(cause, queue, &self.counters);
@@ -180,7 +183,7 @@ impl<Q: RxQueue> VfToGuest<Q> {
             }
         }
         self.publish(turn);
-        moved
+        moved + std::mem::take(&mut self.toil)
     }
 
     /// Places a frame that came at `since` in a guest's ring, or holds it, or drops it.

@@ -38,6 +38,9 @@ const LONG_NAP: Duration = Duration::from_millis(1);
 /// A core's orders not yet taken; a port has two lanes and at most one order out for each.
 const MAILBOX: usize = 256;
 
+/// Orders taken between two rounds: whoever sends more, the lanes have their turns in between.
+const ORDERS: usize = 32;
+
 /// Whether a core may sleep.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum IdlePolicy {
@@ -254,7 +257,9 @@ impl Core {
     }
 
     fn obey(&mut self, turn: &Turn<'_>) {
-        while let Some(order) = self.mailbox.take() {
+        for _ in 0..ORDERS {
+            // With more behind the last one, the mailbox goes on saying so.
+            let Some(order) = self.mailbox.take() else { return };
             match order {
                 Order::Adopt(mut lane) => {
                     lane.settle(turn);
@@ -412,5 +417,30 @@ impl Sleeper {
             let _ = rustix::io::read(&self.timer, &mut [0; 8]);
         }
         awakening
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_of_orders_is_taken_in_parts() {
+        let mailbox = Arc::new(Mailbox::new(MAILBOX, Event::new("a test").unwrap()));
+        let gauge = Arc::new(CoreGauge::default());
+        let mut core = Core::new(IdlePolicy::Poll, mailbox.clone(), gauge.clone()).unwrap();
+        let (reply, replies) = crossbeam::channel::unbounded();
+        for lane in 0..100 {
+            mailbox.send(Order::Recall(LaneId(lane), reply.clone())).unwrap();
+        }
+        drop(reply);
+        let turn = Turn { now: Instant::now(), mark: &gauge.mark };
+        for _ in 0..3 {
+            core.obey(&turn);
+            assert!(mailbox.has_orders(), "the next round goes on with them");
+        }
+        core.obey(&turn);
+        assert!(!mailbox.has_orders());
+        assert!(replies.recv().is_err(), "all were answered: no lane is here");
     }
 }

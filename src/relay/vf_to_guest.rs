@@ -38,6 +38,8 @@ pub struct VfToGuest<Q: RxQueue> {
     pub(super) tally: Tally,
     /// Rings with frames that are not published yet, as bits.
     touched: u32,
+    /// What the queue at work took beyond its packets: see [`RxRing::toil`].
+    pub(super) toil: usize,
     /// Rings for which the queue at work holds frames, as bits: newer ones go behind them.
     pub(super) waiting: u32,
     armed: bool,
@@ -212,7 +214,9 @@ impl<Q: RxQueue> VfToGuest<Q> {
             return Err(PushError::Empty);
         };
         self.touched |= 1 << pair;
-        seat.push(packet)
+        let pushed = seat.push(packet);
+        self.toil += seat.ring.toil();
+        pushed
     }
 
     /// Whether the ring is not waited for, because it stayed empty for the grace, now or earlier.
@@ -237,6 +241,7 @@ impl<Q: RxQueue> VfToGuest<Q> {
             turnover: Turnover::default(),
             tally: Tally { packets: 0, placed: 0, bytes: 0, counters },
             touched: 0,
+            toil: 0,
             waiting: 0,
             armed: false,
             deserted: None,

@@ -1,11 +1,21 @@
 //! Descriptors and what they lead to, of both ring formats (virtio 1.3, 2.7.5 and 2.8.5).
 
-use super::{ChainFault, RingFault};
+use super::{BURST, ChainFault, RingFault};
 use crate::guest::{Gpa, HostRange, View};
 
 /// The most descriptors looked at for one burst, and so the most pieces it has. Linux needs up to 19
 /// for a frame. It bounds the time that a hostile guest can take from others on the core.
 pub(super) const DESCRIPTORS: usize = 1024;
+
+/// So many for a burst are ordinary: four for each packet.
+const ORDINARY: usize = 4 * BURST;
+
+/// How many more packets it is worth to have looked at so many descriptors: chains of a thousand empty ones are one
+/// packet each, and a turn over them alone would be very long.
+#[inline]
+pub(super) fn toil(descriptors: usize) -> usize {
+    descriptors.saturating_sub(ORDINARY) / 32
+}
 
 pub(super) const NEXT: u16 = 1;
 pub(super) const WRITE: u16 = 2;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use arrayvec::ArrayVec;
 
-use super::chain::{DESCRIPTORS, Stop};
+use super::chain::{self, DESCRIPTORS, Stop};
 use super::virtqueue::{Queue, Token, Virtqueue, either};
 use super::{BURST, ChainFault, Gather, NetHeader, RingConfig, RingFault};
 use crate::error::Result;
@@ -81,6 +81,8 @@ struct Place {
     chains: Box<ArrayVec<Target, DESCRIPTORS>>,
     /// Slots they take together.
     slots: u16,
+    /// Descriptors looked at for them.
+    descriptors: usize,
     /// Their pieces, together exactly as long as header and frame.
     pieces: Box<ArrayVec<HostRange, DESCRIPTORS>>,
 }
@@ -106,6 +108,7 @@ impl RxRing {
                 mergeable: config.mergeable,
                 chains: Box::new(ArrayVec::new()),
                 slots: 0,
+                descriptors: 0,
                 pieces: Box::new(ArrayVec::new()),
             },
             reserved: Reservations::default(),
@@ -169,6 +172,12 @@ impl RxRing {
             either!(&mut self.queue, queue => queue.put_back(reserved.token.slots));
         }
         self.reserved.clear();
+    }
+
+    /// What the last [`Self::push`] cost beyond what it is for ordinary chains: as [`super::TxRing::toil`].
+    #[inline]
+    pub fn toil(&self) -> usize {
+        chain::toil(self.place.descriptors)
     }
 
     /// Copies one frame behind its header into the next buffer (several with MRG_RXBUF).
@@ -284,12 +293,16 @@ impl Place {
             };
             // SAFETY: the buffer was translated by this ring's view, which keeps the memory.
             unsafe { GuestStore.fill(buffer.first(total), write) };
+            self.descriptors = 1;
             queue.judge(false);
             queue.advance(token.slots);
             queue.stage(token, total as u32);
             return Ok(());
         }
-        self.gather(queue, total)?;
+        let mut budget = DESCRIPTORS;
+        let gathered = self.gather(queue, total, &mut budget);
+        self.descriptors = DESCRIPTORS - budget;
+        gathered?;
 
         // num_buffers is 1 without MRG_RXBUF (5.1.6.4.1); a header of ten bytes ends in front of it.
         let encoded = header.encode(self.chains.len() as u16);
@@ -320,12 +333,11 @@ impl Place {
 
     /// Finds room for `total` bytes, in `chains` and `pieces`; takes nothing out unless a chain is malformed.
     #[inline]
-    fn gather(&mut self, queue: &mut impl Virtqueue, total: usize) -> Result<(), PushError> {
+    fn gather(&mut self, queue: &mut impl Virtqueue, total: usize, budget: &mut usize) -> Result<(), PushError> {
         self.pieces.clear();
         self.chains.clear();
         self.slots = 0;
         queue.look(false).map_err(PushError::Ring)?;
-        let mut budget = DESCRIPTORS;
         let mut missing = total;
         while missing > 0 {
             if !queue.is_ready(self.slots) {
@@ -346,7 +358,7 @@ impl Place {
                 missing -= piece.len();
                 if missing == 0 { Err(Stop::Enough) } else { Ok(()) }
             };
-            let (token, read) = queue.read::<true>(self.slots, &mut budget, take);
+            let (token, read) = queue.read::<true>(self.slots, budget, take);
             match read {
                 Err(Stop::Fault(fault)) => return Err(self.refuse(queue, token, fault)),
                 // In so many pieces that it alone is too much, or together with others.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use arrayvec::ArrayVec;
 
-use super::chain::{DESCRIPTORS, Stop};
+use super::chain::{self, DESCRIPTORS, Stop};
 use super::virtqueue::{Queue, Token, Virtqueue, either};
 use super::{BURST, ChainFault, Gather, IN_FLIGHT, NetHeader, RingConfig, RingFault};
 use crate::error::Result;
@@ -32,6 +32,8 @@ struct Burst {
     header_len: usize,
     max_frame: usize,
     len: usize,
+    /// Descriptors looked at for them.
+    descriptors: usize,
     /// In the first `len` places.
     chains: [Chain; BURST],
     /// The pieces of their frames, without the virtio-net headers.
@@ -131,6 +133,7 @@ impl TxRing {
                 header_len: config.header_len,
                 max_frame: config.max_frame,
                 len: 0,
+                descriptors: 0,
                 chains: [Chain::default(); BURST],
                 pieces: Box::new(ArrayVec::new()),
             },
@@ -164,6 +167,12 @@ impl TxRing {
     #[inline]
     pub fn frame(&self, i: usize) -> Result<Frame<'_>, ChainFault> {
         self.burst.frame(i)
+    }
+
+    /// What the last `pop` cost beyond what it is for ordinary chains, in packets: see [`chain::toil`].
+    #[inline]
+    pub fn toil(&self) -> usize {
+        chain::toil(self.burst.descriptors)
     }
 
     /// Chains popped and not completed.
@@ -242,6 +251,7 @@ impl TxRing {
 impl Burst {
     fn clear(&mut self) {
         self.len = 0;
+        self.descriptors = 0;
         self.pieces.clear();
     }
 
@@ -284,6 +294,7 @@ impl Burst {
             tokens[*popped as usize % IN_FLIGHT] = token;
             *popped = popped.wrapping_add(1);
         }
+        self.descriptors = DESCRIPTORS - budget;
         Ok(())
     }
 

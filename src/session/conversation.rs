@@ -53,7 +53,12 @@ pub enum Outcome {
 impl Session {
     /// The session of a new connection.
     pub fn new(offer: Offer) -> Self {
-        Self { offer, state: SessionState::new(offer.rings()), memory: GuestMemory::empty() }
+        Self::limited(offer, GuestMemory::DEFAULT_LIMIT)
+    }
+
+    /// The session of a new connection, for which at most `memory` bytes of the guest's are mapped.
+    pub fn limited(offer: Offer, memory: u64) -> Self {
+        Self { offer, state: SessionState::new(offer.rings()), memory: GuestMemory::limited(memory) }
     }
 
     /// A session from a saved state: maps its memory and starts its rings where they were.

@@ -129,7 +129,7 @@ impl PortLanes {
         };
         let (lanes, count) = lanes_over(queues, self.pairs, &self.ready, &self.counters);
         #[cfg(debug_assertions)]
-        delay_for_tests(&self.id);
+        delay_for_tests("START", &self.id);
         if let Err(error) = vf.start() {
             drop(lanes);
             return Err(Box::new((error, vf)));
@@ -431,11 +431,11 @@ fn lanes_without_vf(
     Ok(lanes_over(queues, pairs, ready, counters))
 }
 
-/// `VIRTIO_FORWARDER_TEST_VF_START_DELAY_MS=<port>:<ms>` delays the start of that port's VF, so that a test
-/// can show that nothing else waits for it. Not in release builds.
+/// `VIRTIO_FORWARDER_TEST_VF_START_DELAY_MS=<port>:<ms>` delays the start of that port's VF, `…_LOOK_…` each look at
+/// it while all rings run, so that a test can show that nothing else waits for it. Not in release builds.
 #[cfg(debug_assertions)]
-fn delay_for_tests(port: &str) {
-    let Ok(value) = std::env::var("VIRTIO_FORWARDER_TEST_VF_START_DELAY_MS") else { return };
+pub(super) fn delay_for_tests(what: &str, port: &str) {
+    let Ok(value) = std::env::var(format!("VIRTIO_FORWARDER_TEST_VF_{what}_DELAY_MS")) else { return };
     if let Some((name, ms)) = value.rsplit_once(':')
         && name == port
         && let Ok(ms) = ms.parse()

@@ -17,7 +17,7 @@ pub enum Role {
     /// The daemon listens, the front end connects.
     #[default]
     Server,
-    /// The daemon connects, and retries within 100 ms, for ever.
+    /// The daemon connects, and tries again and again; each 50 ms, unless its front end misbehaves.
     Client,
 }
 
@@ -73,6 +73,8 @@ pub struct PortPlan {
     pub cores: (usize, usize),
     /// Whether frames may be moved without a copy.
     pub zero_copy: ZeroCopy,
+    /// Most bytes of a guest's memory that are mapped.
+    pub guest_memory: u64,
     /// What both directions count into.
     pub counters: PortCounters,
 }

@@ -31,8 +31,10 @@ pub use super::plan::{PortCounters, PortPlan, PortStatus, RingStatus, Role, Sock
 /// How often link state, statistics and quarantined rings are looked at.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Most messages answered before commands and the clock are looked at again.
+/// Most messages answered, and how long about, before the clock is looked at again. For a command it is left after
+/// the message it is at, which may wait as long as [`super::wire`] does for a reply to be read.
 const MESSAGES: usize = 64;
+const CONVERSATION: Duration = Duration::from_millis(100);
 
 /// A command to a port thread.
 #[derive(Debug)]
@@ -288,7 +290,8 @@ impl<'tell> Port<'tell> {
                 }
                 self.connections += 1;
                 self.last_error = None;
-                self.guest = Some(Guest { connection, session: Session::new(self.plan.offer) });
+                let session = Session::limited(self.plan.offer, self.plan.guest_memory);
+                self.guest = Some(Guest { connection, session });
             }
             Err(error) => self.last_error = Some(error.to_string()),
         }
@@ -296,8 +299,12 @@ impl<'tell> Port<'tell> {
 
     /// Answers what the front end has sent, until there is no whole message more.
     fn converse(&mut self) {
-        // A front end that never stops talking does not keep us from everything else.
+        // A front end that never stops talking, or reads too slowly, does not keep us from everything else.
+        let end = Instant::now() + CONVERSATION;
         for _ in 0..MESSAGES {
+            if !self.commands.is_empty() || Instant::now() >= end {
+                return;
+            }
             let Some(guest) = &mut self.guest else { return };
             let answered = match guest.connection.poll_request() {
                 Ok(Received::Pending) => return,
@@ -464,6 +471,10 @@ impl<'tell> Port<'tell> {
             return;
         }
         self.next_look = now + LOOK;
+        #[cfg(debug_assertions)]
+        if !self.told.rings.is_empty() && self.told.rings.iter().all(|ring| ring.running && ring.enabled) {
+            super::lanes::delay_for_tests("LOOK", &self.plan.id);
+        }
         self.lanes.look_at_link();
         if let Some(Err(error)) = self.lanes.vf_mut().map(|vf| vf.require_present()) {
             let vf = self.while_drained(PortLanes::take_vf).map(|(_, vf)| vf);

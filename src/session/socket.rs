@@ -4,17 +4,19 @@
 //! to an opened directory, under a hidden name, and gets the name asked for only when its owner and
 //! mode are final and it listens. Nothing that is alive or foreign is ever removed.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, Gid, Mode, OFlags, RenameFlags, ResolveFlags, Stat, Uid, chmod, chownat, fchmod, fstat,
-    openat, openat2, renameat_with, statat, unlinkat,
+    AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, RenameFlags, ResolveFlags, Stat, Uid, chmod, chownat, fchmod,
+    fstat, openat, openat2, renameat_with, statat, unlinkat,
 };
 use rustix::io::Errno;
 use rustix::net::{
@@ -29,6 +31,12 @@ pub(crate) const MAX_PATH: usize = 107;
 
 /// Connections that may wait; one is served at a time.
 const BACKLOG: i32 = 4;
+
+/// How hidden names begin.
+const HIDDEN: &str = ".virtio-forwarder.";
+
+/// A hidden name that is so old was left behind by a process that was killed: it has its final name at once, or goes.
+const LEFT_BEHIND: Duration = Duration::from_secs(10);
 
 /// A socket file we listen on. Dropping it removes the file, if it is still ours.
 #[derive(Debug)]
@@ -79,6 +87,7 @@ impl ServerSocket {
         })?;
         let place = Place { directory: Arc::new(directory), name };
         let stale = place.stale_socket(plan)?;
+        place.reap(plan);
 
         // From here on, dropping it removes the hidden name.
         let mut server = Self::hidden(&place, path)?;
@@ -105,7 +114,7 @@ impl ServerSocket {
         fchmod(&socket, Mode::empty()).map_err(|errno| failed("chmod of", path, errno))?;
         loop {
             let count = COUNT.fetch_add(1, Ordering::Relaxed);
-            let name = format!(".virtio-forwarder.{:x}.{count:x}", std::process::id());
+            let name = format!("{HIDDEN}{:x}.{count:x}", std::process::id());
             match bind(&socket, &proc_entry(&place.directory, &name)?) {
                 Ok(()) => {
                     let place = Place { directory: place.directory.clone(), name: name.into() };
@@ -214,6 +223,31 @@ impl Place {
             Err(Errno::CONNREFUSED) => Ok(Some(Identity::of(&stat))),
             _ => Err(conflict(path, "is in use by another process or port")),
         }
+    }
+}
+
+impl Place {
+    /// Removes the hidden names beside this place that killed processes left behind. Best effort: they only litter.
+    fn reap(&self, plan: &SocketPlan) {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let Ok(entries) = openat(&self.directory, ".", flags, Mode::empty()).and_then(Dir::new) else { return };
+        for entry in entries.flatten() {
+            let name = entry.file_name().to_bytes();
+            if name.starts_with(HIDDEN.as_bytes()) {
+                let hidden = Self { directory: self.directory.clone(), name: OsStr::from_bytes(name).to_owned() };
+                if hidden.is_left_behind(plan) {
+                    let _ = unlinkat(&hidden.directory, &hidden.name, AtFlags::empty());
+                }
+            }
+        }
+    }
+
+    fn is_left_behind(&self, plan: &SocketPlan) -> bool {
+        let Ok(stat) = self.stat() else { return false };
+        let made = SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(stat.st_mtime).unwrap_or(0));
+        // Between its bind and its listen nobody listens on a socket of a daemon that lives, either.
+        made.elapsed().is_ok_and(|age| age > LEFT_BEHIND)
+            && matches!(self.stale_socket(plan), Ok(Some(identity)) if identity == Identity::of(&stat))
     }
 }
 
@@ -432,6 +466,36 @@ mod tests {
         assert_eq!(ServerSocket::bind(&plan(&link)).unwrap_err().code(), "conflict");
         assert!(target.exists());
         assert_eq!(files(&directory).len(), 4, "no hidden file is left");
+    }
+
+    #[test]
+    fn hidden_names_of_killed_daemons_are_removed() {
+        let _no_forks = no_forks();
+        let (directory, path) = scratch();
+        let name = |name: &str| directory.path().join(name);
+        let age = |path: &Path| {
+            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+            let time = rustix::fs::Timespec { tv_sec: now.as_secs() as i64 - 60, tv_nsec: 0 };
+            let times = rustix::fs::Timestamps { last_access: time, last_modification: time };
+            rustix::fs::utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW).unwrap();
+        };
+        let (left, also, young) =
+            (name(".virtio-forwarder.1.0"), name(".virtio-forwarder.7a.3"), name(".virtio-forwarder.2.0"));
+        let (alive, file, other) = (name(".virtio-forwarder.3.0"), name(".virtio-forwarder.4.0"), name(".other.1.0"));
+        for stale in [&left, &also, &young, &other] {
+            drop(UnixListener::bind(stale).unwrap());
+        }
+        let _alive = UnixListener::bind(&alive).unwrap();
+        fs::write(&file, "precious").unwrap();
+        for old in [&left, &also, &alive, &file, &other] {
+            age(old);
+        }
+        let server = ServerSocket::bind(&plan(&path)).unwrap();
+        assert!(!left.exists() && !also.exists());
+        // Of a daemon that is just about to listen; alive; no socket; of somebody else's making.
+        assert!([&young, &alive, &file, &other].iter().all(|path| path.exists()));
+        drop(server);
+        assert_eq!(files(&directory).len(), 4);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::marker::PhantomData;
 use std::process;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering::SeqCst};
 
 use rustix::thread::{sched_getaffinity, sched_setaffinity};
@@ -31,7 +32,8 @@ const ENDED: u8 = 2;
 static STATE: AtomicU8 = AtomicU8::new(NOT_STARTED);
 
 /// The running EAL. One per process. Dropping it ends DPDK for the rest of the process: every VF has been
-/// removed and every [`LcoreGuard`] dropped before.
+/// removed before. Every [`LcoreGuard`] holds on to it, so no registered thread is left then. Where threads may be
+/// left behind, in a driver that does not return or with the cores of such a port, it is ended with [`Self::end`].
 #[derive(Debug)]
 pub struct Eal {
     _private: (),
@@ -99,7 +101,7 @@ impl Eal {
 
     /// Registers the calling thread (per-lcore mempool caches). The guard unregisters; it stays on its thread.
     /// A thread that EAL knows already (the one that started it) is left as it is.
-    pub fn register_thread(&self) -> Result<LcoreGuard> {
+    pub fn register_thread(self: &Arc<Self>) -> Result<LcoreGuard> {
         // SAFETY: reads a thread-local.
         let registered = unsafe { dpdk_sys::shim_lcore_id() } == dpdk_sys::SHIM_LCORE_ID_ANY;
         if registered {
@@ -119,7 +121,23 @@ impl Eal {
                 });
             }
         }
-        Ok(LcoreGuard { registered, _not_send: PhantomData })
+        Ok(LcoreGuard { registered, _eal: self.clone(), _not_send: PhantomData })
+    }
+
+    /// Ends DPDK, if nobody else holds on to it. `false`: somebody does, and now it lasts as long as the process,
+    /// which is to end without the destructors of DPDK's libraries.
+    pub fn end(self: Arc<Self>) -> bool {
+        match Arc::try_unwrap(self) {
+            Ok(eal) => {
+                drop(eal);
+                true
+            }
+            Err(shared) => {
+                // Whoever lets go last would end it beside a thread that is in a driver.
+                std::mem::forget(shared);
+                false
+            }
+        }
     }
 
     /// How many ethdevs this libdpdk can hold (RTE_MAX_ETHPORTS).
@@ -149,7 +167,7 @@ impl Eal {
 impl Drop for Eal {
     fn drop(&mut self) {
         STATE.store(ENDED, SeqCst);
-        // SAFETY: EAL was initialised, once; nothing of ours uses it any more (see the type).
+        // SAFETY: EAL was initialised, once; no registered thread is left, and no VF (see the type).
         unsafe { dpdk_sys::rte_eal_cleanup() };
     }
 }
@@ -208,6 +226,8 @@ fn arguments(config: &EalConfig, cpus: &str) -> Vec<String> {
 #[derive(Debug)]
 pub struct LcoreGuard {
     registered: bool,
+    // Let go of after the thread is unregistered.
+    _eal: Arc<Eal>,
     _not_send: PhantomData<*const ()>,
 }
 

@@ -56,7 +56,7 @@ impl Crew for Pretender {
         plan.counters.guest_to_vf.delivered(3, 180);
     }
 
-    fn give_vf(&mut self, port: &PortId, vf: VfSpec, config: VfConfig) {
+    fn give_vf(&mut self, port: &PortId, _spec: VfSpec, vf: VfSpec, config: VfConfig) {
         let (port, events, name) = (port.clone(), self.events.clone(), vf.to_string());
         if name == BROKEN_VF {
             let error = Error::Exhausted("no hugepages are left: reserve more".into());
@@ -103,6 +103,7 @@ impl Daemon {
         let socket = ControlSocket { path: path.clone(), mode: 0o600, gid: None }.listen().unwrap();
         let (events, inbox) = Inbox::new().unwrap();
         let policy = Policy {
+            guest_memory: 1 << 40,
             vdevs: Policy::default_vdevs(),
             pci: vec![PciRule::Vfs],
             socket_dirs: vec![SocketDir::new(dir.path()).unwrap()],

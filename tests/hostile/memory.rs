@@ -5,7 +5,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use crate::support::census::free_hugepages;
-use crate::support::frontend::{Verdict, mem_reg, mem_table, request};
+use crate::support::daemon::{Daemon, Options};
+use crate::support::frontend::{FrontEnd, Verdict, mem_reg, mem_table, request};
 use crate::support::guest::{Flows, Guest, Plan};
 use crate::support::memory::{HUGE, Region, RegionEntry, USER_OFFSET, memfd};
 use crate::support::queue::Desc;
@@ -212,6 +213,64 @@ attacks! {
         assert_ne!(verdict, Verdict::Accepted);
         Box::new(front)
     };
+    more_memory_than_a_guest_may_have: |t| {
+        let front = t.front();
+        assert_eq!(add_until_refused(&front, 256 << 30), 4, "1 TiB is the default");
+        // Nor at once.
+        let file = memfd(1 << 41, false).expect("memfd");
+        let region = RegionEntry { size: 1 << 41, ..GOOD };
+        let verdict = front.verdict(request::SET_MEM_TABLE, &mem_table(&[region]), &[file.as_fd()]);
+        assert_ne!(verdict, Verdict::Accepted);
+        Box::new(front)
+    };
+}
+
+/// Adds regions of so many bytes, all of one file that takes no memory, until no more are taken. How many were.
+fn add_until_refused(front: &FrontEnd, size: u64) -> u64 {
+    let file = memfd(size, false).expect("memfd");
+    let add = |i: &u64| {
+        let region = RegionEntry { gpa: i * size, size, user: USER_OFFSET + i * size, offset: 0 };
+        front.verdict(request::ADD_MEM_REG, &mem_reg(&region), &[file.as_fd()]) == Verdict::Accepted
+    };
+    (0..600).take_while(add).count() as u64
+}
+
+/// While front ends have mapped all they may, others come and go.
+fn leaves_room(limit_gib: u64, greedy: usize) {
+    let options = Options { args: vec![format!("--guest-memory={limit_gib}")], ..Options::default() };
+    let daemon = Daemon::with(options);
+    let bystander = daemon.attach("bystander", "soft:loop", 1);
+    drop(Guest::connect(&bystander, &Plan::default()));
+    let size = limit_gib << 26;
+    let fronts: Vec<_> = (0..greedy)
+        .map(|i| {
+            let socket = daemon.attach(&format!("greedy-{i}"), "soft:loop", 1);
+            let front = Target { socket, daemon: &daemon }.front();
+            let added = add_until_refused(&front, size);
+            (front, added)
+        })
+        .collect();
+    let mapped: u64 = fronts.iter().map(|(_, added)| added * size).sum();
+    // Half of what a process can address.
+    assert!(mapped <= 1 << 46, "{mapped:#x} bytes are mapped");
+    assert!(fronts.iter().all(|(_, added)| *added <= 16), "{fronts:?}");
+    let mut guest = Guest::connect(&bystander, &Plan::default());
+    Flows::new(1).exchange(&mut guest, &[0], 100, 300);
+    let mut guest = Guest::connect(&daemon.attach("newcomer", "soft:loop", 1), &Plan::default());
+    Flows::new(1).exchange(&mut guest, &[0], 100, 300);
+    drop(fronts);
+    daemon.stop();
+}
+
+#[test]
+fn one_that_maps_all_it_may() {
+    leaves_room(1024, 1);
+}
+
+#[test]
+fn several_that_map_more_than_a_process_can_have() {
+    // Regions that leave a part of the whole over: the others have to fit into it.
+    leaves_room(20_000, 4);
 }
 
 /// A table with these regions, each of its own MiB, is refused, and nothing of it stays mapped.

@@ -170,34 +170,52 @@ fn requests_beyond_what_is_allowed_leave_nothing_behind() {
 #[test]
 fn a_slow_vf_delays_nobody_else() {
     use crate::support::daemon::Options;
+    /// What anything of the other port may take.
+    const LIMIT: Duration = Duration::from_millis(10);
+    /// A machine that is busy with something else takes longer now and then, a daemon that waits always does.
+    const TRIES: usize = 5;
     let delay = ("VIRTIO_FORWARDER_TEST_VF_START_DELAY_MS".into(), "slow:500".into());
     let daemon = Daemon::with(Options { env: vec![delay], ..Options::default() });
     let other = daemon.attach("other", "soft:loop", 1);
     let mut guest = Guest::connect(&other, &Plan::default());
+    for last in (0..TRIES).rev() {
+        let (list, base) = longest_beside_a_slow_vf(&daemon, &mut guest);
+        println!("beside a slow VF: port.list {list:?}, two GET_VRING_BASE {base:?} at most");
+        daemon.detach("slow");
+        if list < LIMIT && base < LIMIT {
+            break;
+        }
+        assert!(last > 0, "port.list took {list:?}, two GET_VRING_BASE {base:?}");
+    }
+    drop(guest);
+    daemon.stop();
+}
+
+/// While the VF of another port starts, for half a second: the longest `port.list`, and the longest stop of the
+/// guest's rings.
+#[cfg(debug_assertions)]
+fn longest_beside_a_slow_vf(daemon: &Daemon, guest: &mut Guest) -> (Duration, Duration) {
     let mut control = daemon.control();
     let slow = json!({"id": "slow", "socket": {"path": daemon.socket("slow.sock")}, "vfs": ["soft:loop"]});
     let start = Instant::now();
     let attaching = std::thread::spawn(move || control.call("port.attach", slow).expect("attach"));
-    let (mut list, mut base) = (Vec::new(), Vec::new());
+    let (mut list, mut base, mut rounds) = (Duration::ZERO, Duration::ZERO, 0);
     while start.elapsed() < Duration::from_millis(400) {
-        Flows::new(1).exchange(&mut guest, &[0], 10, 100);
+        Flows::new(1).exchange(guest, &[0], 10, 100);
         let began = Instant::now();
         daemon.ports();
-        list.push(began.elapsed());
+        list = list.max(began.elapsed());
         let began = Instant::now();
         guest.stop();
-        base.push(began.elapsed());
+        base = base.max(began.elapsed());
         for pair in &guest.pairs {
             pair.rx.queue.start(&guest.front);
             pair.tx.queue.start(&guest.front);
         }
+        rounds += 1;
     }
     attaching.join().expect("attach thread");
-    assert!(list.len() > 3, "the other port crept: {} rounds", list.len());
-    let (list, base) = (percentile(&mut list, 50), percentile(&mut base, 50));
-    println!("beside a slow VF: port.list {list:?}, two GET_VRING_BASE {base:?} (medians)");
-    assert!(list < Duration::from_millis(10), "port.list took {list:?}");
-    assert!(base < Duration::from_millis(10), "GET_VRING_BASE took {base:?}");
-    drop(guest);
-    daemon.stop();
+    assert!(start.elapsed() >= Duration::from_millis(500), "the VF was not slow");
+    assert!(rounds > 3, "the other port crept: {rounds} rounds");
+    (list, base)
 }

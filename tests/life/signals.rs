@@ -1,8 +1,11 @@
 //! SIGTERM and SIGKILL.
 
 use std::io::Write;
-use std::path::PathBuf;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use crate::support::census;
 use crate::support::daemon::{Attach, Daemon, Options};
@@ -92,7 +95,7 @@ fn sigterm_beside_a_stuck_port() {
     until("its VF is being started", || {
         daemon.call("port.show", serde_json::json!({"id": "stuck"})).is_ok_and(|_| attach.socket.exists())
     });
-    let start = std::time::Instant::now();
+    let start = Instant::now();
     daemon.signal(rustix::process::Signal::TERM);
     let status = daemon.wait(Duration::from_secs(10));
     let took = start.elapsed();
@@ -104,6 +107,94 @@ fn sigterm_beside_a_stuck_port() {
     assert!(!daemon.socket("port.sock").exists());
 }
 
+/// As above, while the port's lanes are out: the cores go on with them until the process ends, so DPDK must, too.
+#[cfg(all(feature = "dpdk", debug_assertions))]
+#[test]
+fn sigterm_beside_a_stuck_port_whose_lanes_are_out() {
+    let env = vec![("VIRTIO_FORWARDER_TEST_VF_LOOK_DELAY_MS".to_owned(), "stuck:60000".to_owned())];
+    let args = vec!["--poll".to_owned()];
+    let mut daemon = Daemon::with(Options { env, args, ..Options::default() });
+    let mut guest = Guest::connect(&daemon.attach("stuck", "vdev:net_null0", 1), &Plan::default());
+    let before = daemon.lanes("stuck").vf_to_guest;
+    guest.pairs[0].tx.send(&[0x42; 600]);
+    guest.pairs[0].tx.flush();
+    until("its lanes are out", || daemon.lanes("stuck").guest_to_vf.packets > 0);
+    // The port looks at its VF once a second.
+    std::thread::sleep(Duration::from_millis(1500));
+    assert!(daemon.lanes("stuck").vf_to_guest != before, "net_null has frames at all times");
+    daemon.signal(rustix::process::Signal::TERM);
+    let status = daemon.wait(Duration::from_secs(10));
+    let log = daemon.log();
+    assert!(status.success(), "{status} after SIGTERM:\n{log}");
+    assert!(log.lines().any(|line| line.contains("ERROR") && line.contains("stuck")), "{log}");
+    assert!(!log.contains("not ready port"), "{log}");
+}
+
+/// A front end that asks and asks, and reads an answer just often enough to keep its connection.
+struct SlowReader {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<()>,
+}
+
+impl SlowReader {
+    /// The port's thread waits for room for its answers when this returns.
+    fn on(daemon: &Daemon, socket: &Path) -> Self {
+        let front = FrontEnd::connect(socket);
+        daemon.until_guest("port", true);
+        front.stream().set_nonblocking(true).expect("non-blocking");
+        let ask = message(request::GET_FEATURES, VERSION, 0, &[]);
+        let stop = Arc::new(AtomicBool::new(false));
+        let (stopped, (began, begun)) = (stop.clone(), std::sync::mpsc::channel());
+        let thread = std::thread::spawn(move || {
+            for round in 0.. {
+                while front.send_bytes(&ask, &[]).is_ok() {}
+                if round == 4 {
+                    began.send(()).expect("the test waits");
+                }
+                std::thread::sleep(Duration::from_millis(150));
+                let read = front.receive();
+                if stopped.load(Ordering::Relaxed) || read.is_err() {
+                    break;
+                }
+            }
+        });
+        begun.recv().expect("it reads");
+        Self { stop, thread }
+    }
+
+    fn end(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().expect("the reader");
+    }
+}
+
+#[test]
+fn a_vmm_that_reads_slowly_delays_its_port_only_a_little() {
+    let daemon = Daemon::start();
+    let socket = daemon.attach("port", "soft:loop", 1);
+    let limit = Duration::from_secs(1);
+
+    let reader = SlowReader::on(&daemon, &socket);
+    let params = serde_json::json!({
+        "id": "port", "vfs": ["soft:loop"], "queue_pairs": 1, "socket": {"path": socket, "mode": "0600"},
+    });
+    let start = Instant::now();
+    assert_eq!(daemon.call("port.attach", params).expect("attach")["changed"], true);
+    let changed = start.elapsed();
+    assert_eq!(daemon.show("port")["guest"]["guest"], true, "it is slow, not gone");
+    let start = Instant::now();
+    daemon.detach("port");
+    let detached = start.elapsed();
+    reader.end();
+
+    let socket = daemon.attach("port", "soft:loop", 1);
+    let reader = SlowReader::on(&daemon, &socket);
+    let stopped = daemon.stop();
+    reader.end();
+    println!("beside a slow reader: a change {changed:?}, detach {detached:?}, SIGTERM {stopped:?}");
+    assert!(changed < limit && detached < limit, "a change took {changed:?}, detach {detached:?}");
+}
+
 #[test]
 fn detach_of_a_port_whose_vmm_is_stuck() {
     let daemon = Daemon::start();
@@ -113,7 +204,7 @@ fn detach_of_a_port_whose_vmm_is_stuck() {
     front.stream().set_nonblocking(true).expect("non-blocking");
     let ask = message(request::GET_FEATURES, VERSION, 0, &[]);
     while front.send_bytes(&ask, &[]).is_ok() {}
-    let start = std::time::Instant::now();
+    let start = Instant::now();
     daemon.detach("port");
     assert!(start.elapsed() < Duration::from_secs(1), "detach took {:?}", start.elapsed());
     assert!(!socket.exists(), "the socket file was left behind");

@@ -564,6 +564,36 @@ fn stop_takes_everything_down_and_refuses_what_comes() {
     assert_eq!((desk.vfs(), desk.threads()), (0, 0));
 }
 
+#[test]
+fn stop_does_not_wait_for_ever_for_ports_and_drivers() {
+    let mut desk = Desk::new();
+    desk.attach("stuck", "soft:null", "stuck").unwrap();
+    desk.attach("removing", OTHER_TAP, "removing").unwrap();
+    let probing = desk.ask("port.attach", request("probing", TAP, "probing"));
+    desk.event(Event::Stop);
+    desk.done("close removing");
+    assert_eq!(desk.asked(), ["probe probing", "close stuck", "remove removing"]);
+
+    // A port's thread is given up first.
+    let due = desk.ports.due().expect("the end is near");
+    assert_eq!(due - desk.now, Duration::from_millis(500));
+    desk.wait(due - desk.now);
+    assert_eq!(desk.ids(), ["probing", "removing"]);
+
+    // Then drivers, each of which may take its time.
+    let due = desk.ports.due().expect("so is theirs");
+    desk.wait(due - desk.now - Duration::from_millis(1));
+    assert!(!desk.ports.finished());
+    desk.fails("probe probing", Error::VfAbsent("it is not there".into()));
+    assert_eq!(class(desk.answer(probing).unwrap()), "exhausted");
+    desk.wait(5 * SECOND - Duration::from_millis(1));
+    assert!(!desk.ports.finished());
+    let due = desk.ports.due().expect("and again");
+    desk.wait(due - desk.now);
+    assert!(desk.ports.finished());
+    assert_eq!(desk.ports.due(), None);
+}
+
 impl Desk {
     fn show_state(&mut self, id: &str) -> String {
         // Without settling: what is under way stays so.

@@ -114,7 +114,8 @@ impl Crew for Recorder {
         assert!(before.is_none(), "{} was open", plan.id);
         self.ask(Asked::Open(plan));
     }
-    fn give_vf(&mut self, port: &PortId, vf: TestVf, config: VfConfig) {
+    fn give_vf(&mut self, port: &PortId, spec: VfSpec, vf: TestVf, config: VfConfig) {
+        assert_eq!(spec, vf.spec, "{port}: a VF under another's name");
         let before = self.thread(port.as_str()).vf.replace(vf);
         assert!(before.is_none(), "{port} has a VF");
         self.ask(Asked::Give(port.clone(), config));
@@ -141,6 +142,7 @@ impl Desk {
     /// Poll cores on CPUs 1 and 2. No PCI device exists; 0000:0e:00.0 has a stand-in.
     pub fn new() -> Self {
         let policy = Policy {
+            guest_memory: 1 << 40,
             vdevs: Policy::default_vdevs(),
             pci: vec![PciRule::Vfs],
             socket_dirs: vec![SocketDir::new("/run/vf-test".as_ref()).unwrap()],

@@ -252,3 +252,28 @@ proptest! {
         prop_assert_eq!(rig.arrived, rig.received + rig.counters.snapshot().dropped.total());
     }
 }
+
+/// As in the other direction.
+#[test]
+fn a_turn_of_long_chains_ends_early() {
+    const LONGEST: u16 = 512;
+    let mut guest = Guest::new(1, LONGEST);
+    let (vf, counters) = (ScriptedRx::default(), Arc::new(LaneCounters::default()));
+    let mut lane = VfToGuest::new(LaneId(1), 1, vec![vf.clone()], counters.clone());
+    lane.insert_ring(0, guest.rx_plan(0)).unwrap();
+    let ring = &mut guest.rx[0].ring;
+    let buffer = ring.gpa(ring.buffers().start);
+    let mut chain = [(0, 0); LONGEST as usize];
+    chain[usize::from(LONGEST) - 1] = (buffer, BUFFER as u32);
+    ring.chain(0, &chain, crate::ring::testing::WRITE);
+    (0..LONGEST).for_each(|_| ring.offer(0));
+    ring.publish();
+    (0..256).for_each(|n| vf.arrive(numbered(0, n, 64)));
+    let clock = Clock::new();
+    lane.turn(&clock.turn());
+    assert_eq!(counters.snapshot().packets, 32, "one burst");
+    for _ in 0..8 {
+        lane.turn(&clock.turn());
+    }
+    assert_eq!((counters.snapshot().packets, guest.rx[0].ring.used_idx()), (256, 256));
+}

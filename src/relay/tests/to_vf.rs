@@ -322,3 +322,30 @@ fn rings_share_a_turn() {
     }
     assert_eq!(rig.vf.script().sent.iter().filter(|frame| number(frame).0 == 1).count(), 50);
 }
+
+/// Chains of many empty descriptors take long to read: a turn has fewer of them.
+#[test]
+fn a_turn_of_long_chains_ends_early() {
+    const LONGEST: u16 = 512;
+    let mut guest = Guest::new(1, LONGEST);
+    let (vf, counters) = (ScriptedTx::new(), Arc::new(LaneCounters::default()));
+    let ready = Arc::new(AtomicBool::new(true));
+    let mut lane = GuestToVf::new(LaneId(1), 1, vec![vf.clone()], ready, counters.clone());
+    lane.insert_ring(0, guest.tx_plan(0)).unwrap();
+    let ring = &mut guest.tx[0].ring;
+    let frame = ring.gpa(ring.buffers().start);
+    let mut chain = [(0, 0); LONGEST as usize];
+    chain[usize::from(LONGEST) - 1] = (frame, 100);
+    ring.chain(0, &chain, 0);
+    (0..LONGEST).for_each(|_| ring.offer(0));
+    ring.publish();
+    let clock = Clock::new();
+    lane.turn(&clock.turn());
+    let moved = counters.snapshot().packets;
+    assert!((1..=24).contains(&moved), "{moved} chains of {LONGEST} descriptors in a turn");
+    // All of them in the end.
+    for _ in 0..LONGEST {
+        lane.turn(&clock.turn());
+    }
+    assert_eq!((counters.snapshot().packets, guest.tx[0].ring.used_idx()), (LONGEST.into(), LONGEST));
+}
