@@ -20,7 +20,17 @@ impl Reference {
         let socket = dir.join("port.sock");
         let log = fs::File::create(dir.join("testpmd.log")).unwrap();
         let testpmd = Command::new("dpdk-testpmd")
-            .args(["--lcores", "0@0,1@0", "--no-huge", "-m", "128", "--no-pci", "--no-shconf", "--vdev"])
+            .args([
+                "--lcores",
+                "0@0,1@0",
+                "--no-huge",
+                "-m",
+                "128",
+                "--no-pci",
+                "--no-shconf",
+                "--no-telemetry",
+                "--vdev",
+            ])
             .arg(format!("net_vhost0,iface={},queues=1", socket.display()))
             .args(["--vdev", &format!("net_tap0,iface={tap}"), "--", "-i", "--auto-start", "--nb-cores=1"])
             .args(["--forward-mode=io", "--total-num-mbufs=4096"])
@@ -56,6 +66,9 @@ fn host(program: &str, arguments: &str) {
 fn boots_pings_reboots(qemu: Qemu, tap: &str, net: &str) {
     if !rustix::process::geteuid().is_root() {
         support::skip!("lab", "needs root, for taps");
+    }
+    if support::program("dpdk-testpmd").is_none() {
+        support::skip!("lab", "no dpdk-testpmd: scripts/setup installs it, and unpacks QEMU");
     }
     let dir = tempfile::tempdir().unwrap();
     let reference = Reference::start(dir.path(), tap);

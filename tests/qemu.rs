@@ -1,5 +1,6 @@
 //! A Linux guest in QEMU on a port whose VF is a kernel interface: the host's own network stack is the
 //! other end of the wire.
+#![cfg(feature = "dpdk")]
 
 mod support;
 

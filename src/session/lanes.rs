@@ -155,10 +155,10 @@ impl PortLanes {
         // A VF stops when its queues are gone.
         match lanes_without_vf(self.pairs, self.mtu, &self.ready, &self.counters) {
             Ok((lanes, _)) => self.lanes = lanes,
-            Err(error) => warn!(port = self.id, %error, "cannot build lanes without a VF"),
+            Err(error) => warn!(port = %self.id, %error, "cannot build lanes without a VF"),
         }
         if let Err(error) = vf.stop() {
-            warn!(port = self.id, %error, "cannot stop the VF");
+            warn!(port = %self.id, %error, "cannot stop the VF");
         }
         Some((spec, vf))
     }
@@ -309,7 +309,7 @@ impl Lanes for PortLanes {
                 (self.home(direction).fault(pair), &self.built[ring], &self.faults[ring])
             {
                 if self.log.allows() {
-                    warn!(port = self.id, ring, %fault, "ring quarantined");
+                    warn!(port = %self.id, ring, %fault, "ring quarantined");
                 }
                 self.faults[ring] = Some(fault.to_string());
                 self.silenced |= fault == RingFault::CallBlocks;
@@ -354,13 +354,13 @@ impl Lanes for PortLanes {
                         Ok(()) => {
                             // Once a start: it is built anew for every small change.
                             if !rebuilt && self.log.allows() {
-                                info!(port = self.id, ring, size = plan.config.size, "ring runs");
+                                info!(port = %self.id, ring, size = plan.config.size, "ring runs");
                             }
                             self.built[ring] = Some(plan);
                         }
                         Err(error) => {
                             if self.log.allows() {
-                                warn!(port = self.id, ring, %error, "ring cannot run");
+                                warn!(port = %self.id, ring, %error, "ring cannot run");
                             }
                             self.faults[ring] = Some(error.to_string());
                             self.lost[ring] = position;

@@ -286,7 +286,7 @@ impl<'tell> Port<'tell> {
         match connection {
             Ok(connection) => {
                 if self.log.allows() {
-                    info!(port = self.plan.id, "front end connected");
+                    info!(port = %self.plan.id, "front end connected");
                 }
                 self.connections += 1;
                 self.last_error = None;
@@ -320,7 +320,7 @@ impl<'tell> Port<'tell> {
                 Ok(Outcome::Reply(reply)) => guest.connection.send(&reply),
                 Ok(Outcome::Refused(reply, error)) => {
                     if self.log.allows() {
-                        warn!(port = self.plan.id, %error, "message refused");
+                        warn!(port = %self.plan.id, %error, "message refused");
                     }
                     self.last_error = Some(error.to_string());
                     guest.connection.send(&reply)
@@ -347,8 +347,8 @@ impl<'tell> Port<'tell> {
         let error = blocked.or(error);
         if self.log.allows() {
             match &error {
-                Some(error) => warn!(port = self.plan.id, %error, "front end disconnected"),
-                None => info!(port = self.plan.id, "front end disconnected"),
+                Some(error) => warn!(port = %self.plan.id, %error, "front end disconnected"),
+                None => info!(port = %self.plan.id, "front end disconnected"),
             }
         }
         self.last_error = error.map(|error| error.to_string());

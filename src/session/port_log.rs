@@ -32,7 +32,7 @@ impl PortLog {
     pub(super) fn allows(&self) -> bool {
         let Some(left_out) = self.take(Instant::now()) else { return false };
         if left_out > 0 {
-            warn!(port = self.id, left_out, "the front end caused more log lines than are written");
+            warn!(port = %self.id, left_out, "the front end caused more log lines than are written");
         }
         true
     }

@@ -13,6 +13,7 @@ use virtio_forwarder::vf::{Mac, VfSpec};
 /// Attaches, detaches and shows the ports of a virtio-forwarder.
 #[derive(Debug, Parser)]
 #[command(
+    name = "vfctl",
     version,
     after_help = "Exit codes: 0 done (also when there was nothing to do), 1 failed, 2 wrong command line,\n\
                   3 no daemon answers, 4 no such port, 5 conflict with what is, 6 invalid or not allowed."
