@@ -167,6 +167,12 @@ impl TxQueue for EthdevTx {
         }
     }
 
+    fn forget_memories(&mut self) {
+        if self.lent == self.returned() {
+            self.lenders.clear();
+        }
+    }
+
     fn send(&mut self, burst: &mut ArrayVec<TxMbuf, BURST>, refused: &mut u32) -> usize {
         let mut taken = 0;
         while !burst.is_empty() {
