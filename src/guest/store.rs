@@ -77,6 +77,16 @@ impl GuestStore {
         unsafe { copy(from.as_ptr(), at, from.len()) };
     }
 
+    /// Moves `len` bytes from one offset to another; they may overlap.
+    ///
+    /// # Safety
+    /// The memory is mapped, and both offsets with `len` are within the range.
+    pub(crate) unsafe fn shift(&self, range: &HostRange, from: usize, to: usize, len: usize) {
+        let (from, to) = (range.at(from, len), range.at(to, len));
+        // SAFETY: mapped by this function's contract; a raw copy, for the guest may change them meanwhile.
+        unsafe { std::ptr::copy(from, to, len) };
+    }
+
     /// As [`Self::bytes`] at offset 0, for a length known to the compiler.
     ///
     /// # Safety

@@ -140,17 +140,22 @@ impl<Q: TxQueue> Lane for GuestToVf<Q> {
 
     fn remove_ring(&mut self, pair: usize) -> Option<u16> {
         let slot = std::mem::replace(&mut self.slots[pair], TxSlot { seat: None, fault: None });
+        let queue = pair % self.queues.len();
         // What was staged was not accepted by the VF: its chains are not completed, the guest's next
         // start begins with them again.
-        match slot {
+        let position = match slot {
             TxSlot { seat: Some(mut seat), .. } => {
-                let queue = pair % self.queues.len();
                 seat.wait_for_returns(&mut self.queues[queue]);
                 Some(seat.close().0.position())
             }
             TxSlot { fault: Some((_, ring, _)), .. } => Some(ring.position()),
             TxSlot { .. } => None,
+        };
+        // The memory may be about to go. The last ring that is taken out finds nothing staged.
+        if self.seats().all(|seat| seat.staged.is_empty()) {
+            self.queues.iter_mut().for_each(TxQueue::forget_memories);
         }
+        position
     }
 
     fn fault(&self, pair: usize) -> Option<RingFault> {

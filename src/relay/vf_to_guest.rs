@@ -273,6 +273,11 @@ impl<Q: RxQueue> VfToGuest<Q> {
     /// Works out the steering anew; the set of open rings has changed.
     fn steer(&mut self) {
         (0..self.seats.len()).for_each(|pair| self.unstock(pair));
+        // Also a queue whose buffers were all used: it knows the memory they were in.
+        for source in self.sources.iter_mut().filter(|source| source.stocked.is_some()) {
+            source.queue.withdraw();
+            source.stocked = None;
+        }
         let open = |seat: &Option<RxSeat>| seat.as_ref().is_some_and(|seat| seat.enabled);
         let steering = &mut self.steering;
         steering.open = (0u8..).zip(&self.seats).filter(|(_, seat)| open(seat)).map(|(pair, _)| pair).collect();

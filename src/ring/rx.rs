@@ -139,16 +139,27 @@ impl RxRing {
 
     /// A frame of `len` bytes came to the address `at`, behind the header of a reserved buffer, which it gets. Buffers
     /// reserved before that one got none: they are used with length 0. `false`: it is in none.
+    ///
+    /// A driver that puts back the VLAN tag which the kernel took out does so in the headroom: then the frame begins
+    /// where the header is to be, and is moved.
     #[inline]
     pub fn accept(&mut self, at: usize, header: &NetHeader, len: usize) -> bool {
         let Self { queue, place, reserved } = self;
         let header_len = place.header_len;
-        let is_there = |to: &Reserved| to.buffer.as_ptr().addr() + header_len == at;
+        let ahead = |to: &Reserved| (to.buffer.as_ptr().addr() + header_len).wrapping_sub(at);
+        let is_there = |to: &Reserved| ahead(to) <= header_len;
         // The first, but for what a driver took and did not use.
         let Some(skipped) = reserved.left().iter().position(is_there) else {
             return false;
         };
-        let Reserved { token, buffer } = reserved.left()[skipped];
+        let reservation = reserved.left()[skipped];
+        let Reserved { token, buffer } = reservation;
+        let ahead = ahead(&reservation);
+        if ahead > 0 {
+            let len = len.min(buffer.len() - header_len);
+            // SAFETY: the buffer was translated by this ring's view, which keeps the memory; both places are in it.
+            unsafe { GuestStore.shift(&buffer, header_len - ahead, header_len, len) };
+        }
         either!(queue, queue => {
             reserved.left()[..skipped].iter().for_each(|skipped| queue.stage(skipped.token, 0));
             let encoded = header.encode(1);

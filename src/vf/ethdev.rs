@@ -223,7 +223,7 @@ impl EthdevVf {
                 queue,
                 pool,
                 wake: Wake::none(),
-                places: self.caps.places,
+                places: self.caps.places.then(|| quirks::most_written(&self.spec)),
                 lender: None,
                 _lease: self.leases.lease(),
             });

@@ -144,6 +144,8 @@ pub trait TxQueue: Send + 'static {
     fn lent(&self) -> u32 {
         0
     }
+    /// No frame is staged: keeps no memory any longer in which no lent frame is out.
+    fn forget_memories(&mut self) {}
     /// How many of these the VF is done with, in the order of sending.
     fn returned(&mut self) -> u32 {
         0

@@ -167,6 +167,12 @@ impl TxQueue for EthdevTx {
         }
     }
 
+    fn forget_memories(&mut self) {
+        if self.lent == self.returned() {
+            self.lenders.clear();
+        }
+    }
+
     fn send(&mut self, burst: &mut ArrayVec<TxMbuf, BURST>, refused: &mut u32) -> usize {
         let mut taken = 0;
         while !burst.is_empty() {
@@ -275,8 +281,9 @@ pub struct EthdevRx {
     pub(super) queue: u16,
     pub(super) pool: Arc<Pool>,
     pub(super) wake: Arc<Wake>,
-    /// Its driver takes buffers only for frames that are there.
-    pub(super) places: bool,
+    /// Its driver takes buffers only for frames that are there, and writes at most so many bytes to one, without a look
+    /// at its length.
+    pub(super) places: Option<usize>,
     /// The memory that posted buffers are in.
     pub(super) lender: Option<Arc<GuestMemory>>,
     pub(super) _lease: Lease,
@@ -311,12 +318,13 @@ impl RxQueue for EthdevRx {
     }
 
     fn takes_buffers(&self) -> bool {
-        self.places
+        self.places.is_some()
     }
 
     #[inline]
     fn post(&mut self, buffer: HostRange, header: usize, memory: &Arc<GuestMemory>) -> bool {
-        let Some(stack) = self.pool.stack().filter(|_| self.places && buffer.len() >= header) else {
+        let holds = |most: usize| buffer.len().checked_sub(header).is_some_and(|room| room >= most);
+        let Some(stack) = self.pool.stack().filter(|_| self.places.is_some_and(holds)) else {
             return false;
         };
         if !self.lender.as_ref().is_some_and(|lender| Arc::ptr_eq(lender, memory)) {

@@ -31,6 +31,22 @@ pub(super) fn least_data_room(spec: &VfSpec) -> u16 {
     af_packet_frame(spec).map_or(0, |frame| frame.min(MOST) as u16)
 }
 
+/// Most bytes that a driver writes to a receive buffer: those that write there at once ask for no length but that of
+/// the pool's buffers when the queue is set up. Frames may be longer than any MTU allows (a veth carries what its peer
+/// has not segmented).
+pub(super) fn most_written(spec: &VfSpec) -> usize {
+    /// TPACKET2_HDRLEN: a frame never begins before that in its place in the ring.
+    const LEAST_KERNEL_HEADERS: usize = 52;
+    match spec.vdev_driver() {
+        Some(AF_PACKET) => {
+            af_packet_frame(spec).map_or(usize::MAX, |frame| (frame as usize).saturating_sub(LEAST_KERNEL_HEADERS))
+        }
+        // All its frames have that length.
+        Some("net_null") => argument(spec, "size").map_or(Some(64), |size| size.parse().ok()).unwrap_or(usize::MAX),
+        _ => usize::MAX,
+    }
+}
+
 /// net_af_packet and net_af_xdp are on an interface that is there already. Without it they fail with no more than an
 /// errno, and lines on stderr.
 pub(super) fn require_interface(spec: &VfSpec) -> Result<()> {
@@ -118,5 +134,16 @@ mod tests {
         assert_eq!(max("vdev:net_af_packet0,iface=vf0"), Some(1960));
         assert_eq!(max("vdev:net_af_packet0,iface=vf0,framesz=10240"), Some(9216));
         assert_eq!(least_data_room(&"vdev:net_af_packet0,iface=vf0,framesz=10240".parse().unwrap()), 10240);
+    }
+
+    #[test]
+    fn buffers_hold_what_a_driver_writes() {
+        let most = |text: &str| most_written(&text.parse().unwrap());
+        assert_eq!(most("vdev:net_af_packet0,iface=vf0"), 1996);
+        assert_eq!(most("vdev:net_af_packet0,iface=vf0,framesz=10240"), 10188);
+        assert_eq!(most("vdev:net_null0"), 64);
+        assert_eq!(most("vdev:net_null0,size=9000"), 9000);
+        assert_eq!(most("vdev:net_null0,size=0x100"), usize::MAX);
+        assert_eq!(most("vdev:net_tap0,iface=vf0"), usize::MAX);
     }
 }

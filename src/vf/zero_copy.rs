@@ -25,7 +25,8 @@ const SEND_AT_ONCE: [&str; 3] = [
 const TAKE_LATE: [&str; 2] = [
     // Takes as many as the burst asks for, and fills all.
     "net_null",
-    // Takes one for each frame that is in the kernel's ring, and copies it there.
+    // Takes one for each frame that is in the kernel's ring, and copies it there, then puts a VLAN tag back in front
+    // of it. Neither asks how long the buffer is (see `quirks::most_written`).
     "net_af_packet",
 ];
 

@@ -1,0 +1,145 @@
+//! Frames that are moved without a copy: what must not come of it.
+#![cfg(feature = "dpdk")]
+
+mod support;
+
+use std::os::fd::{FromRawFd, OwnedFd};
+
+use support::daemon::Daemon;
+use support::frame::GUEST_MAC;
+use support::guest::{Guest, Plan};
+use support::memory::Region;
+use support::queue::{Desc, WRITE};
+use support::tap::{available, interface_name, ip};
+use support::{skip, until};
+
+/// A port over one end of a veth; its other end has `mtu`.
+fn veth(daemon: &Daemon, name: &str, mtu: u16) -> (std::path::PathBuf, String) {
+    let (ours, theirs) = (format!("{}{name}", interface_name()), format!("{}{name}b", interface_name()));
+    ip(&["link", "add", &ours, "type", "veth", "peer", "name", &theirs]);
+    for name in [&ours, &theirs] {
+        ip(&["link", "set", name, "up"]);
+    }
+    let socket = daemon.attach("port", &format!("vdev:net_af_packet0,iface={ours}"), 1);
+    until("the link is up", || daemon.show("port")["vf"]["link_up"] == true);
+    // The interface is the operator's, who may change it after the daemon did.
+    for name in [&ours, &theirs] {
+        ip(&["link", "set", name, "mtu", &mtu.to_string()]);
+    }
+    (socket, theirs)
+}
+
+/// Sends frames as they are.
+fn packet_socket(interface: &str) -> OwnedFd {
+    let index = std::fs::read_to_string(format!("/sys/class/net/{interface}/ifindex")).expect("ifindex");
+    // SAFETY: plain numbers, and an address of the length that is said; all zeros is a valid one.
+    unsafe {
+        let socket = libc::socket(libc::AF_PACKET, libc::SOCK_RAW, 0);
+        assert!(socket >= 0, "{}", std::io::Error::last_os_error());
+        let mut address: libc::sockaddr_ll = std::mem::zeroed();
+        address.sll_family = libc::AF_PACKET as u16;
+        address.sll_ifindex = index.trim().parse().expect("a number");
+        let bound = libc::bind(socket, (&raw const address).cast(), size_of_val(&address) as u32);
+        assert_eq!(bound, 0, "{}", std::io::Error::last_os_error());
+        OwnedFd::from_raw_fd(socket)
+    }
+}
+
+/// The kernel takes VLAN tags out of what it receives, and net_af_packet puts them back, in front of the frame.
+#[test]
+fn tagged_frames_arrive_with_their_tags() {
+    if let Err(reason) = available() {
+        skip!("tagged_frames_arrive_with_their_tags", "{reason}");
+    }
+    let daemon = Daemon::start();
+    let (socket, theirs) = veth(&daemon, "t", 1500);
+    let mut guest = Guest::connect(&socket, &Plan::default());
+    let frame = |i: usize| {
+        let mut frame = GUEST_MAC.to_vec();
+        frame.extend([2, 0, 0, 0, 0, 9, 0x81, 0, 0, 42, 0x88, 0xb5]);
+        frame.resize(60 + i * 40, i as u8);
+        frame
+    };
+    let wire = packet_socket(&theirs);
+    for i in 0..30 {
+        rustix::io::write(&wire, &frame(i)).expect("a frame to the guest");
+    }
+    let mut came = 0;
+    until("all arrive", || {
+        while let Some(received) = guest.pairs[0].rx.receive() {
+            // Not the kernel's own.
+            if received.frame.starts_with(&GUEST_MAC) {
+                assert_eq!(received.frame, frame(came));
+                came += 1;
+            }
+        }
+        came == 30
+    });
+    ip(&["link", "del", &theirs]);
+    let counted = daemon.lanes("port").vf_to_guest;
+    assert!(counted.zero_copied >= 30, "{counted:?}");
+}
+
+/// Behind the end of a guest's memory lies that of another, and net_af_packet does not ask how long a buffer is.
+#[test]
+fn frames_longer_than_the_mtu_stay_in_their_buffer() {
+    if let Err(reason) = available() {
+        skip!("frames_longer_than_the_mtu_stay_in_their_buffer", "{reason}");
+    }
+    /// Holds a frame of MTU 1500 with two VLAN tags.
+    const ROOM: u32 = 12 + 1522;
+    let daemon = Daemon::start();
+    let (socket, theirs) = veth(&daemon, "l", 9000);
+    let other = Guest::connect(&daemon.attach("other", "soft:loop", 1), &Plan::default());
+    let region = Region::new(0x10_0000, 4 << 20);
+    let plan = Plan { regions: Some(vec![region.clone()]), post: false, ..Plan::default() };
+    let mut guest = Guest::connect(&socket, &plan);
+    let contents = || {
+        let mut bytes = [0; 1024];
+        other.regions[0].read(other.regions[0].gpa, &mut bytes);
+        bytes
+    };
+    let before = contents();
+    let ring = &mut guest.pairs[0].rx.queue;
+    for i in 0..200 {
+        ring.write_desc(i, Desc { addr: region.end() - u64::from(ROOM), len: ROOM, flags: WRITE, next: 0 });
+        ring.write_head(i);
+        ring.advance(1);
+    }
+    ring.kick_now();
+    let mut frame = GUEST_MAC.to_vec();
+    frame.extend([2, 0, 0, 0, 0, 9, 0x88, 0xb5]);
+    frame.resize(1950, 0xbb);
+    rustix::io::write(packet_socket(&theirs), &frame).expect("a frame to the guest");
+    until("it came, or was dropped", || {
+        let counted = daemon.lanes("port").vf_to_guest;
+        counted.bytes >= 1950 || counted.dropped.oversize > 0
+    });
+    ip(&["link", "del", &theirs]);
+    assert!(contents() == before, "another guest's memory was written: {:x?}", contents());
+}
+
+/// What was lent, and what was posted, does not keep it; nor does what might be next.
+#[test]
+fn memory_goes_with_its_guest() {
+    let daemon = Daemon::start();
+    let socket = daemon.attach("port", "vdev:net_null0", 1);
+    until("the link is up", || daemon.show("port")["vf"]["link_up"] == true);
+    let mut counted = daemon.lanes("port");
+    for _ in 0..3 {
+        let mut guest = Guest::connect(&socket, &Plan::default());
+        until("frames move without a copy", || {
+            guest.pairs[0].tx.send(&[7; 1000]);
+            guest.pairs[0].tx.flush();
+            while guest.pairs[0].rx.receive().is_some() {}
+            let now = daemon.lanes("port");
+            now.guest_to_vf.zero_copied > counted.guest_to_vf.zero_copied + 50
+                && now.vf_to_guest.zero_copied > counted.vf_to_guest.zero_copied + 50
+        });
+        counted = daemon.lanes("port");
+        drop(guest);
+        daemon.until_guest("port", false);
+        assert_eq!(daemon.census().guest_mappings, 0, "memory of a guest that is gone");
+    }
+    daemon.stop();
+}
