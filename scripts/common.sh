@@ -171,6 +171,7 @@ closure() {
 # For scripts that have a $dir of their own and end all of ${pids[@]} on exit.
 
 pids=()
+declare -A prefixes=()
 
 ended() { # PID
     local state
@@ -214,6 +215,13 @@ start_testpmd() {
         <"$dir/$name.in" >"$dir/$name.log" 2>&1 &
     started=$!
     pids+=("$started")
+    prefixes[$name$$]=
+}
+
+# EAL leaves a directory behind for each file prefix.
+forget_prefixes() {
+    local prefix
+    for prefix in "${!prefixes[@]}"; do rm -rf "/run/dpdk/$prefix"; done
 }
 
 # --- images of small machines --------------------------------------------------------------------
