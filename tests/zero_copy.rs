@@ -129,6 +129,8 @@ fn memory_goes_with_its_guest() {
     for _ in 0..3 {
         let mut guest = Guest::connect(&socket, &Plan::default());
         until("frames move without a copy", || {
+            // Until the lane has seen the link, what is sent is `not_ready`.
+            guest.pairs[0].tx.reap();
             guest.pairs[0].tx.send(&[7; 1000]);
             guest.pairs[0].tx.flush();
             while guest.pairs[0].rx.receive().is_some() {}
