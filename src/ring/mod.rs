@@ -1,7 +1,7 @@
 //! Virtqueues, device side, over cached pointers (virtio 1.3, sections 2.7 and 2.8).
 //!
 //! [`TxRing`] is what the guest sends on, [`RxRing`] what it receives on; they are different types
-//! over one private virtqueue, so that misuse does not compile. Each owns an `Arc` of the guest
+//! over one private virtqueue ([`Ring`]), so that misuse does not compile. Each owns an `Arc` of the guest
 //! memory its pointers point into. What is theirs (bursts, frames, gathering buffers) knows a virtqueue
 //! only by the verbs of `virtqueue::Virtqueue`; `split` and `packed` are its two formats. Which one was
 //! chosen at negotiation is asked once for a burst or a frame, and the code behind is compiled for each.
@@ -23,12 +23,59 @@ mod tests;
 mod tx;
 mod virtqueue;
 
-use crate::guest::GuestSink;
+use std::sync::Arc;
+
+use crate::guest::{GuestMemory, GuestSink};
+use virtqueue::{Queue, Virtqueue, either};
 
 pub use config::{RingAddresses, RingConfig};
 pub use header::{Gso, NetHeader};
 pub use rx::{PushError, RxRing};
 pub use tx::{Frame, TxRing};
+
+/// A guest's virtqueue, device side: what both directions have in common. `S` is what is theirs.
+#[derive(Debug)]
+pub struct Ring<S> {
+    queue: Queue,
+    side: S,
+}
+
+impl<S> Ring<S> {
+    /// Makes what was retired visible with one release store. Returns whether the guest wants to be
+    /// signalled for it (virtio 1.3, 2.7.7 and 2.8.14); never when nothing was retired.
+    #[inline]
+    pub fn publish(&mut self) -> bool {
+        either!(&mut self.queue, queue => queue.publish())
+    }
+
+    /// Whether `publish` has something to show.
+    #[inline]
+    pub fn is_staged(&self) -> bool {
+        either!(&self.queue, queue => queue.is_staged())
+    }
+
+    /// Asks the guest for a kick on the next buffer it makes available, then looks again: `true` if there is one
+    /// already (do not sleep), or if the ring is broken (its next use says how).
+    pub fn enable_kicks(&mut self) -> bool {
+        either!(&mut self.queue, queue => queue.enable_kicks())
+    }
+
+    /// Tells the guest that we poll.
+    pub fn disable_kicks(&mut self) {
+        either!(&mut self.queue, queue => queue.ask_for_kicks(false));
+    }
+
+    /// The used position, of what is published: the answer to GET_VRING_BASE when nothing is in flight.
+    /// Of a packed ring with the wrap counter in bit 15.
+    pub fn position(&self) -> u16 {
+        either!(&self.queue, queue => queue.position())
+    }
+
+    /// The memory its pointers point into.
+    pub fn memory(&self) -> &Arc<GuestMemory> {
+        either!(&self.queue, queue => queue.memory())
+    }
+}
 
 /// The most packets a burst has.
 pub const BURST: usize = 32;

@@ -6,7 +6,6 @@
 //! so only the first of a batch has to be written last.
 
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
 
 use super::chain::{DESCRIPTOR_LEN, DESCRIPTORS, Descriptor, NEXT, Reader, Stop, WRITE};
 use super::virtqueue::{Token, Trust, Virtqueue, area, need_event};
@@ -130,7 +129,7 @@ impl PackedRing {
                  crash of its back end. Reset the guest's network device"
             )));
         }
-        ring.disable_kicks();
+        ring.ask_for_kicks(false);
         Ok(ring)
     }
 
@@ -183,18 +182,6 @@ impl PackedRing {
         self.used = self.used.plus(slots, self.size);
         self.staged += slots;
         self.flying -= slots;
-    }
-
-    /// What we ask of the guest. With EVENT_IDX one kick, for the next slot, else one for each.
-    fn ask_for_kicks(&mut self, wanted: bool) {
-        let flags = match (wanted, self.event_idx) {
-            (false, _) => EVENT_DISABLE,
-            (true, true) => EVENT_DESC,
-            (true, false) => EVENT_ENABLE,
-        };
-        let word = u32::from(self.next.encode()) | u32::from(flags) << 16;
-        // SAFETY: four bytes, aligned (`new`); the view keeps the memory.
-        unsafe { self.store.u32(&self.device, 0, word) };
     }
 
     /// Whether the guest wants to hear that used descriptors were written from `old` to before `new`,
@@ -325,16 +312,16 @@ impl Virtqueue for PackedRing {
         self.staged > 0
     }
 
-    fn enable_kicks(&mut self) -> bool {
-        self.ask_for_kicks(true);
-        // The mirror image of `publish`: first say what we want, then look.
-        fence(Ordering::SeqCst);
-        // A fault is something to wake up for, too.
-        self.look(true).is_err() || self.is_ready(0)
-    }
-
-    fn disable_kicks(&mut self) {
-        self.ask_for_kicks(false);
+    /// What we ask of the guest. With EVENT_IDX one kick, for the next slot, else one for each.
+    fn ask_for_kicks(&mut self, wanted: bool) {
+        let flags = match (wanted, self.event_idx) {
+            (false, _) => EVENT_DISABLE,
+            (true, true) => EVENT_DESC,
+            (true, false) => EVENT_ENABLE,
+        };
+        let word = u32::from(self.next.encode()) | u32::from(flags) << 16;
+        // SAFETY: four bytes, aligned (`new`); the view keeps the memory.
+        unsafe { self.store.u32(&self.device, 0, word) };
     }
 
     fn position(&self) -> u16 {
@@ -342,8 +329,8 @@ impl Virtqueue for PackedRing {
     }
 
     #[inline]
-    fn judge(&mut self, malformed: bool) {
-        self.trust.judge(malformed);
+    fn trust(&mut self) -> &mut Trust {
+        &mut self.trust
     }
 
     fn size(&self) -> u16 {

@@ -6,7 +6,7 @@ use arrayvec::ArrayVec;
 
 use super::chain::{self, DESCRIPTORS, Stop};
 use super::virtqueue::{Queue, Token, Virtqueue, either};
-use super::{BURST, ChainFault, Gather, NetHeader, RingConfig, RingFault};
+use super::{BURST, ChainFault, Gather, NetHeader, Ring, RingConfig, RingFault};
 use crate::error::Result;
 use crate::guest::{GuestMemory, GuestSink, GuestStore, HostRange};
 
@@ -29,9 +29,11 @@ pub enum PushError {
 }
 
 /// A guest's RX virtqueue: frames are copied in, used elements are staged, then published at once.
+pub type RxRing = Ring<Receiving>;
+
+/// What a ring is for that the guest receives on.
 #[derive(Debug)]
-pub struct RxRing {
-    queue: Queue,
+pub struct Receiving {
     place: Place,
     reserved: Reservations,
 }
@@ -101,8 +103,8 @@ impl RxRing {
     /// # Errors
     /// As [`super::TxRing::new`].
     pub fn new(memory: Arc<GuestMemory>, config: &RingConfig) -> Result<Self> {
-        Ok(Self {
-            queue: Queue::new(memory, config)?,
+        let queue = Queue::new(memory, config)?;
+        let side = Receiving {
             place: Place {
                 header_len: config.header_len,
                 mergeable: config.mergeable,
@@ -112,7 +114,8 @@ impl RxRing {
                 pieces: Box::new(ArrayVec::new()),
             },
             reserved: Reservations::default(),
-        })
+        };
+        Ok(Self { queue, side })
     }
 
     /// Takes buffers out for frames that a device is to write there itself, up to `BURST` before the first is used: each in one piece of at
@@ -127,14 +130,14 @@ impl RxRing {
         room: usize,
         post: impl FnMut(HostRange, &Arc<GuestMemory>) -> bool,
     ) -> Result<(), RingFault> {
-        let Self { queue, reserved, .. } = self;
+        let Self { queue, side: Receiving { reserved, .. } } = self;
         either!(queue, queue => reserve(queue, reserved, room, post))
     }
 
     /// Buffers reserved.
     #[inline]
     pub fn reserved(&self) -> usize {
-        self.reserved.left().len()
+        self.side.reserved.left().len()
     }
 
     /// A frame of `len` bytes came to the address `at`, behind the header of a reserved buffer, which it gets. Buffers
@@ -144,7 +147,7 @@ impl RxRing {
     /// where the header is to be, and is moved.
     #[inline]
     pub fn accept(&mut self, at: usize, header: &NetHeader, len: usize) -> bool {
-        let Self { queue, place, reserved } = self;
+        let Self { queue, side: Receiving { place, reserved } } = self;
         let header_len = place.header_len;
         let ahead = |to: &Reserved| (to.buffer.as_ptr().addr() + header_len).wrapping_sub(at);
         let is_there = |to: &Reserved| ahead(to) <= header_len;
@@ -170,7 +173,7 @@ impl RxRing {
             };
             // SAFETY: the buffer was translated by this ring's view, which keeps the memory.
             unsafe { GuestStore.fill(buffer, write) };
-            queue.judge(false);
+            queue.trust().judge(false);
             queue.stage(token, (header_len + len).min(buffer.len()) as u32);
         });
         reserved.pop(skipped + 1);
@@ -179,16 +182,16 @@ impl RxRing {
 
     /// Puts the reserved buffers back. No device may write to them any more.
     pub fn release(&mut self) {
-        for reserved in self.reserved.left().iter().rev() {
+        for reserved in self.side.reserved.left().iter().rev() {
             either!(&mut self.queue, queue => queue.put_back(reserved.token.slots));
         }
-        self.reserved.clear();
+        self.side.reserved.clear();
     }
 
     /// What the last [`Self::push`] cost beyond what it is for ordinary chains: as [`super::TxRing::toil`].
     #[inline]
     pub fn toil(&self) -> usize {
-        chain::toil(self.place.descriptors)
+        chain::toil(self.side.place.descriptors)
     }
 
     /// Copies one frame behind its header into the next buffer (several with MRG_RXBUF).
@@ -204,40 +207,8 @@ impl RxRing {
     #[inline]
     pub fn push(&mut self, header: &NetHeader, frame: &mut impl Gather) -> Result<(), PushError> {
         assert!(self.reserved() == 0, "a frame overtakes those that reserved buffers wait for");
-        let Self { queue, place, .. } = self;
+        let Self { queue, side: Receiving { place, .. } } = self;
         either!(queue, queue => place.push(queue, header, frame))
-    }
-
-    /// As [`super::TxRing::publish`].
-    #[inline]
-    pub fn publish(&mut self) -> bool {
-        either!(&mut self.queue, queue => queue.publish())
-    }
-
-    /// As [`super::TxRing::enable_kicks`]: a kick when the guest posts buffers; `true` if it has some.
-    pub fn enable_kicks(&mut self) -> bool {
-        either!(&mut self.queue, queue => queue.enable_kicks())
-    }
-
-    /// Tells the guest that we poll.
-    pub fn disable_kicks(&mut self) {
-        either!(&mut self.queue, queue => queue.disable_kicks());
-    }
-
-    /// As [`super::TxRing::position`].
-    pub fn position(&self) -> u16 {
-        either!(&self.queue, queue => queue.position())
-    }
-
-    /// Whether `publish` has something to show.
-    #[inline]
-    pub fn is_staged(&self) -> bool {
-        either!(&self.queue, queue => queue.is_staged())
-    }
-
-    /// The memory its pointers point into.
-    pub fn memory(&self) -> &Arc<GuestMemory> {
-        either!(&self.queue, queue => queue.memory())
     }
 }
 
@@ -305,7 +276,7 @@ impl Place {
             // SAFETY: the buffer was translated by this ring's view, which keeps the memory.
             unsafe { GuestStore.fill(buffer.first(total), write) };
             self.descriptors = 1;
-            queue.judge(false);
+            queue.trust().judge(false);
             queue.advance(token.slots);
             queue.stage(token, total as u32);
             return Ok(());
@@ -334,7 +305,7 @@ impl Place {
             // SAFETY: the piece was translated by this ring's view, which keeps the memory.
             unsafe { GuestStore.fill(*piece, write) };
         }
-        queue.judge(false);
+        queue.trust().judge(false);
         queue.advance(self.slots);
         for chain in self.chains.iter() {
             queue.stage(chain.token, chain.len);
@@ -395,7 +366,7 @@ impl Place {
     /// used buffers go back in order, and all of them with length 0.
     #[cold]
     fn refuse(&mut self, queue: &mut impl Virtqueue, bad: Token, fault: ChainFault) -> PushError {
-        queue.judge(true);
+        queue.trust().judge(true);
         queue.advance(self.slots + bad.slots);
         for chain in self.chains.iter() {
             queue.stage(chain.token, 0);

@@ -1,7 +1,6 @@
 //! The split virtqueue (virtio 1.3, section 2.7), device side: the part TX and RX rings share.
 
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
 
 use arrayvec::ArrayVec;
 
@@ -86,7 +85,7 @@ impl SplitRing {
             shadow: ArrayVec::new(),
             trust: Trust::default(),
         };
-        ring.disable_kicks();
+        ring.ask_for_kicks(false);
         Ok(ring)
     }
 
@@ -98,24 +97,6 @@ impl SplitRing {
             // SAFETY: masked by the size, so inside the used ring; the view keeps the memory.
             unsafe { self.store.bytes(&self.used_ring, offset, &element) };
             slot = slot.wrapping_add(1);
-        }
-    }
-
-    /// With EVENT_IDX a driver ignores NO_NOTIFY, which must be 0 then (2.7.10): it kicks when its
-    /// index passes avail_event. To be left alone, name an index it has passed already: there
-    /// remains one kick every 65536 buffers.
-    fn ask_for_kicks(&mut self, wanted: bool) {
-        let flags = match wanted || self.event_idx {
-            true => 0,
-            false => USED_F_NO_NOTIFY,
-        };
-        // SAFETY: inside the used ring and aligned (`new`); the view keeps the memory.
-        unsafe { self.store.u16(&self.used_ring, FLAGS, flags) };
-        if self.event_idx {
-            let avail_event = ENTRIES + usize::from(self.size) * USED_LEN;
-            let event = self.next.wrapping_sub(u16::from(!wanted));
-            // SAFETY: as above; the used ring's length includes avail_event with EVENT_IDX.
-            unsafe { self.store.u16(&self.used_ring, avail_event, event) };
         }
     }
 }
@@ -238,16 +219,22 @@ impl Virtqueue for SplitRing {
         self.used != self.published
     }
 
-    fn enable_kicks(&mut self) -> bool {
-        self.ask_for_kicks(true);
-        // The mirror image of `publish`: first say what we want, then look.
-        fence(Ordering::SeqCst);
-        // A fault is something to wake up for, too.
-        self.look(true).is_err() || self.is_ready(0)
-    }
-
-    fn disable_kicks(&mut self) {
-        self.ask_for_kicks(false);
+    /// With EVENT_IDX a driver ignores NO_NOTIFY, which must be 0 then (2.7.10): it kicks when its
+    /// index passes avail_event. To be left alone, name an index it has passed already: there
+    /// remains one kick every 65536 buffers.
+    fn ask_for_kicks(&mut self, wanted: bool) {
+        let flags = match wanted || self.event_idx {
+            true => 0,
+            false => USED_F_NO_NOTIFY,
+        };
+        // SAFETY: inside the used ring and aligned (`new`); the view keeps the memory.
+        unsafe { self.store.u16(&self.used_ring, FLAGS, flags) };
+        if self.event_idx {
+            let avail_event = ENTRIES + usize::from(self.size) * USED_LEN;
+            let event = self.next.wrapping_sub(u16::from(!wanted));
+            // SAFETY: as above; the used ring's length includes avail_event with EVENT_IDX.
+            unsafe { self.store.u16(&self.used_ring, avail_event, event) };
+        }
     }
 
     fn position(&self) -> u16 {
@@ -255,8 +242,8 @@ impl Virtqueue for SplitRing {
     }
 
     #[inline]
-    fn judge(&mut self, malformed: bool) {
-        self.trust.judge(malformed);
+    fn trust(&mut self) -> &mut Trust {
+        &mut self.trust
     }
 
     fn size(&self) -> u16 {

@@ -6,7 +6,7 @@ use arrayvec::ArrayVec;
 
 use super::chain::{self, DESCRIPTORS, Stop};
 use super::virtqueue::{Queue, Token, Virtqueue, either};
-use super::{BURST, ChainFault, Gather, IN_FLIGHT, NetHeader, RingConfig, RingFault};
+use super::{BURST, ChainFault, Gather, IN_FLIGHT, NetHeader, Ring, RingConfig, RingFault};
 use crate::error::Result;
 use crate::ethernet;
 use crate::guest::{GuestMemory, HostRange};
@@ -15,9 +15,11 @@ use crate::guest::{GuestMemory, HostRange};
 const _: () = assert!(IN_FLIGHT.is_power_of_two());
 
 /// A guest's TX virtqueue: chains come out in bursts, are completed strictly in order.
+pub type TxRing = Ring<Sending>;
+
+/// What a ring is for that the guest sends on.
 #[derive(Debug)]
-pub struct TxRing {
-    queue: Queue,
+pub struct Sending {
     /// Of the chains in flight, by their number modulo `IN_FLIGHT`.
     tokens: Box<[Token; IN_FLIGHT]>,
     /// Numbers of the next chain to take out and of the oldest in flight, modulo 2^32.
@@ -124,8 +126,8 @@ impl TxRing {
     /// [`crate::Error::Protocol`] for a bad size, base or alignment, [`crate::Error::Memory`] if an area is not
     /// inside one region.
     pub fn new(memory: Arc<GuestMemory>, config: &RingConfig) -> Result<Self> {
-        Ok(Self {
-            queue: Queue::new(memory, config)?,
+        let queue = Queue::new(memory, config)?;
+        let side = Sending {
             tokens: Box::new([Token::default(); IN_FLIGHT]),
             popped: 0,
             completed: 0,
@@ -137,7 +139,8 @@ impl TxRing {
                 chains: [Chain::default(); BURST],
                 pieces: Box::new(ArrayVec::new()),
             },
-        })
+        };
+        Ok(Self { queue, side })
     }
 
     /// Parses up to `max` more chains (never more than [`BURST`], nor [`IN_FLIGHT`] popped and not completed) and
@@ -149,9 +152,9 @@ impl TxRing {
         let max = max.min(BURST).min(IN_FLIGHT - self.in_flight());
         if self.in_flight() == 0 {
             // The same few lines of `tokens` again.
-            (self.popped, self.completed) = (0, 0);
+            (self.side.popped, self.side.completed) = (0, 0);
         }
-        let Self { queue, tokens, popped, burst, .. } = self;
+        let Self { queue, side: Sending { tokens, popped, burst, .. } } = self;
         burst.clear();
         either!(queue, queue => burst.fill(queue, max, tokens, popped)?);
         Ok(burst.len)
@@ -166,18 +169,18 @@ impl TxRing {
     /// If the last `pop` returned `i` or less.
     #[inline]
     pub fn frame(&self, i: usize) -> Result<Frame<'_>, ChainFault> {
-        self.burst.frame(i)
+        self.side.burst.frame(i)
     }
 
     /// What the last `pop` cost beyond what it is for ordinary chains, in packets: see [`chain::toil`].
     #[inline]
     pub fn toil(&self) -> usize {
-        chain::toil(self.burst.descriptors)
+        chain::toil(self.side.burst.descriptors)
     }
 
     /// Chains popped and not completed.
     pub fn in_flight(&self) -> usize {
-        self.popped.wrapping_sub(self.completed) as usize
+        self.side.popped.wrapping_sub(self.side.completed) as usize
     }
 
     /// Retires the `n` oldest popped chains, in order, with used length 0. Visible after `publish`.
@@ -185,7 +188,7 @@ impl TxRing {
     pub fn complete(&mut self, n: usize) {
         debug_assert!(n <= self.in_flight());
         let mut left = n.min(self.in_flight());
-        let Self { queue, tokens, completed, .. } = self;
+        let Self { queue, side: Sending { tokens, completed, .. } } = self;
         while left > 0 {
             let n = left.min(BURST);
             let oldest = *completed as usize;
@@ -199,10 +202,10 @@ impl TxRing {
     /// Forgets the `n` chains popped last, which are not completed: they will be popped again.
     pub fn put_back(&mut self, n: usize) {
         debug_assert!(n <= self.in_flight());
-        self.burst.clear();
+        self.side.burst.clear();
         for _ in 0..n.min(self.in_flight()) {
-            self.popped = self.popped.wrapping_sub(1);
-            let slots = self.tokens[self.popped as usize % IN_FLIGHT].slots;
+            self.side.popped = self.side.popped.wrapping_sub(1);
+            let slots = self.side.tokens[self.side.popped as usize % IN_FLIGHT].slots;
             either!(&mut self.queue, queue => queue.put_back(slots));
         }
     }
@@ -210,41 +213,6 @@ impl TxRing {
     /// Puts back all that is in flight.
     pub fn rewind(&mut self) {
         self.put_back(self.in_flight());
-    }
-
-    /// Makes completed chains visible with one release store. Returns whether the guest wants to be
-    /// signalled for them (virtio 1.3, 2.7.7 and 2.8.14); never when nothing was completed.
-    #[inline]
-    pub fn publish(&mut self) -> bool {
-        either!(&mut self.queue, queue => queue.publish())
-    }
-
-    /// Asks the guest for a kick on its next buffer, then looks again: `true` if there is one already
-    /// (do not sleep), or if the ring is broken (`pop` says how).
-    pub fn enable_kicks(&mut self) -> bool {
-        either!(&mut self.queue, queue => queue.enable_kicks())
-    }
-
-    /// Tells the guest that we poll.
-    pub fn disable_kicks(&mut self) {
-        either!(&mut self.queue, queue => queue.disable_kicks());
-    }
-
-    /// The used position, of what is published: the answer to GET_VRING_BASE when nothing is in flight.
-    /// Of a packed ring with the wrap counter in bit 15.
-    pub fn position(&self) -> u16 {
-        either!(&self.queue, queue => queue.position())
-    }
-
-    /// Whether `publish` has something to show.
-    #[inline]
-    pub fn is_staged(&self) -> bool {
-        either!(&self.queue, queue => queue.is_staged())
-    }
-
-    /// The memory its pointers point into.
-    pub fn memory(&self) -> &Arc<GuestMemory> {
-        either!(&self.queue, queue => queue.memory())
     }
 }
 
@@ -270,7 +238,7 @@ impl Burst {
             if let Some((token, buffer)) = queue.simple::<false>(0)
                 && self.take_whole(buffer)
             {
-                queue.judge(false);
+                queue.trust().judge(false);
                 queue.advance(token.slots);
                 tokens[*popped as usize % IN_FLIGHT] = token;
                 *popped = popped.wrapping_add(1);
@@ -287,7 +255,7 @@ impl Burst {
                 Err(Stop::Ring(_)) => break,
                 Err(_) => Some(ChainFault::Long),
             };
-            queue.judge(fault.is_some());
+            queue.trust().judge(fault.is_some());
             queue.advance(token.slots);
             self.chains[self.len].fault = fault;
             self.len += 1;

@@ -2,6 +2,7 @@
 //! bursts know them.
 
 use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
 
 use super::chain::Stop;
 use super::packed::PackedRing;
@@ -57,23 +58,29 @@ pub(super) trait Virtqueue {
     /// Puts the chains in flight that were taken out last back, of so many slots together.
     fn put_back(&mut self, slots: u16);
 
-    /// See [`super::TxRing::publish`].
+    /// See [`super::Ring::publish`].
     fn publish(&mut self) -> bool;
 
     /// Whether there is something to publish.
     fn is_staged(&self) -> bool;
 
-    /// See [`super::TxRing::enable_kicks`].
-    fn enable_kicks(&mut self) -> bool;
+    /// Tells the guest whether to kick.
+    fn ask_for_kicks(&mut self, wanted: bool);
 
-    /// Tells the guest that we poll.
-    fn disable_kicks(&mut self);
+    /// See [`super::Ring::enable_kicks`].
+    fn enable_kicks(&mut self) -> bool {
+        self.ask_for_kicks(true);
+        // The mirror image of `publish`: first say what we want, then look.
+        fence(Ordering::SeqCst);
+        // A fault is something to wake up for, too.
+        self.look(true).is_err() || self.is_ready(0)
+    }
 
-    /// See [`super::TxRing::position`].
+    /// See [`super::Ring::position`].
     fn position(&self) -> u16;
 
-    /// Notes whether a chain was malformed; too many in a row stop the ring.
-    fn judge(&mut self, malformed: bool);
+    /// How far it is to be believed.
+    fn trust(&mut self) -> &mut Trust;
 
     /// Its size, in slots.
     fn size(&self) -> u16;
@@ -132,7 +139,7 @@ impl Trust {
         *self.fault.get_or_insert(fault)
     }
 
-    /// See [`Virtqueue::judge`].
+    /// Notes whether a chain was malformed; too many in a row stop the ring.
     #[inline]
     pub(super) fn judge(&mut self, malformed: bool) {
         if !malformed {
