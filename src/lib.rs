@@ -47,7 +47,8 @@
 //! ## Where to read on
 //!
 //! 1. [`relay::lane`]: the way of a packet, both directions, on one screen.
-//! 2. [`ring`]: what `pop`, `complete` and `push` do; `ring/split.rs` has the protocol with the guest.
+//! 2. [`ring`]: what `pop`, `complete` and `push` do; `ring/split.rs` and `ring/packed.rs` have the two protocols
+//!    with the guest.
 //! 3. [`guest`]: why an address from a guest cannot lead anywhere else.
 //! 4. [`session`]: how QEMU's messages become rings in lanes.
 //! 5. [`control`]: how `vfctl attach` becomes a port.

@@ -2,9 +2,13 @@
 //!
 //! ```text
 //! guest driver ─avail→ TxRing::pop ─→ Frame ─→ TxQueue::copy ─→ offload ─→ TxQueue::send ─→ VF
-//!                                                                             └→ TxRing::complete, publish ─→ call eventfd
-//! VF ─→ RxQueue::receive ─→ which ring? ─→ RxRing::push (header, copy) ─→ RxRing::publish ─→ call eventfd
+//!                                           └→ TxQueue::lend ────────────┘      │ taken; if lent, come back
+//!                                                                               └→ TxRing::complete, publish ─→ call eventfd
+//! VF ─→ RxQueue::receive ─→ which ring? ─→ RxRing::push (header, copy) ─────┬→ RxRing::publish ─→ call eventfd
+//!          └→ in a buffer that the ring reserved ─→ RxRing::accept (header) ┘
 //! ```
+//!
+//! The second way of each direction is zero-copy: the VF reads and writes the guest's memory itself.
 //!
 //! A lane moves by value between its port's thread and a core. On a core it takes turns; at home its
 //! rings are put in and taken out. The two directions share nothing that is written.

@@ -10,8 +10,8 @@ use super::device_info::DeviceInfo;
 use super::lease::Leases;
 pub use super::mbuf::{RxMbuf, TxMbuf};
 use super::mempool::{Pool, no_memory};
-use super::queue::Wake;
 pub use super::queue::{EthdevRx, EthdevTx};
+use super::wake::Wake;
 use super::{Mac, Queues, VfCaps, VfConfig, VfLink, VfSpec, eal, pci, quirks};
 use crate::error::{Error, Result};
 use crate::ethernet::{MAX_TSO_FRAME, MIN_MTU, TAGGED_HEADER};
@@ -160,13 +160,12 @@ impl EthdevVf {
         let room = data_room(config.mtu).max(quirks::least_data_room(&self.spec));
         let (tx_room, tx_max) = self.tx_sizes(&info, room);
         let per_queue = u32::from(tx_descriptors) + if info.segments() { 1536 } else { 512 };
-        let lends = self.caps.lends;
-        let shared = match lends {
+        let shared = match self.caps.lends {
             true => None,
             false => Some(Arc::new(Pool::send(u32::from(queues) * per_queue - 1, tx_room, node)?)),
         };
         let (mut tx, mut rx) = (Vec::new(), Vec::new());
-        let mut pools: Vec<_> = shared.iter().cloned().collect();
+        let mut pools = Vec::new();
         for queue in 0..queues {
             // SAFETY: the default configuration of the driver (null).
             let rc = unsafe {
@@ -192,7 +191,6 @@ impl EthdevVf {
                 room: tx_room.into(),
                 min: self.min_frame(),
                 max: tx_max as usize,
-                lends,
                 lent: 0,
                 staged: 0,
                 lenders: ArrayVec::new(),

@@ -24,6 +24,8 @@ mod quirks;
 pub mod soft;
 mod spec;
 #[cfg(feature = "dpdk")]
+mod wake;
+#[cfg(feature = "dpdk")]
 mod zero_copy;
 
 use std::os::fd::BorrowedFd;

@@ -3,13 +3,13 @@
 use std::os::fd::BorrowedFd;
 use std::ptr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering::Relaxed};
 
 use arrayvec::ArrayVec;
 
 use super::lease::Lease;
 use super::mbuf::{Mbuf, RxMbuf, TxMbuf};
 use super::mempool::{Pool, Stack};
+use super::wake::Wake;
 use super::{RxQueue, TxQueue};
 use crate::guest::{GuestMemory, HostRange};
 use crate::ring::{BURST, Gather};
@@ -28,8 +28,6 @@ pub struct EthdevTx {
     pub(super) min: usize,
     /// Longest frame it takes, in however many mbufs.
     pub(super) max: usize,
-    /// Its pool is a lending one.
-    pub(super) lends: bool,
     /// See [`TxQueue::lent`].
     pub(super) lent: u32,
     /// Frames that may be lent and were not yet sent.
@@ -142,11 +140,11 @@ impl TxQueue for EthdevTx {
     }
 
     fn lends_from(&self) -> usize {
-        if self.lends { LEND_FROM } else { usize::MAX }
+        if self.pool.stack().is_some() { LEND_FROM } else { usize::MAX }
     }
 
     fn lend(&mut self, frame: HostRange, memory: &Arc<GuestMemory>) -> Option<TxMbuf> {
-        if !self.lends || frame.len() < self.min || frame.len() > self.room || !self.keep(memory) {
+        if self.pool.stack().is_none() || frame.len() < self.min || frame.len() > self.room || !self.keep(memory) {
             return None;
         }
         let fresh = Self::alloc(&mut self.stash, &self.pool)?;
@@ -227,53 +225,6 @@ fn forget_first(burst: &mut ArrayVec<TxMbuf, BURST>, n: usize) {
     }
 }
 
-/// What wakes a sleeper when a receive queue has frames. Known while the device is started.
-#[derive(Debug)]
-pub(super) struct Wake {
-    /// The fd, or -1.
-    fd: AtomicI32,
-    /// It is an eventfd that the device signals once per arming; otherwise (tap) the fd *is* the
-    /// queue, readable as long as frames wait, or the driver takes back its event itself (mlx5).
-    counts: AtomicBool,
-}
-
-impl Wake {
-    pub(super) fn none() -> Arc<Self> {
-        Arc::new(Self { fd: AtomicI32::new(-1), counts: AtomicBool::new(false) })
-    }
-
-    /// Asks the driver for the queue's fd. After the device has started. `true` if it has one.
-    pub(super) fn find(&self, port: u16, queue: u16) -> bool {
-        // SAFETY: any port and queue are checked by DPDK.
-        let fd = unsafe { dpdk_sys::rte_eth_dev_rx_intr_ctl_q_get_fd(port, queue) };
-        let kind = std::fs::read_link(format!("/proc/self/fd/{fd}"));
-        let (usable, counts) = match kind.as_deref().map(|path| path.to_string_lossy()) {
-            Err(_) => (false, false),
-            // Also there where the driver cannot arm it (net_e1000_igb_vf makes one, and has no way to enable it):
-            // a sleeper would never wake.
-            Ok(path) if path.starts_with("anon_inode:[eventfd") => (Self::can_arm(port, queue), true),
-            // One interrupt for the whole device, which EAL's own thread reads.
-            Ok(path) if path.starts_with("/dev/uio") => (false, false),
-            Ok(_) => (true, false),
-        };
-        self.counts.store(counts, Relaxed);
-        self.fd.store(if usable { fd } else { -1 }, Relaxed);
-        usable
-    }
-
-    fn can_arm(port: u16, queue: u16) -> bool {
-        // SAFETY: DPDK checks port and queue.
-        unsafe {
-            dpdk_sys::rte_eth_dev_rx_intr_enable(port, queue) == 0
-                && dpdk_sys::rte_eth_dev_rx_intr_disable(port, queue) == 0
-        }
-    }
-
-    pub(super) fn lose(&self) {
-        self.fd.store(-1, Relaxed);
-    }
-}
-
 /// A receive queue of an ethdev.
 #[derive(Debug)]
 pub struct EthdevRx {
@@ -345,9 +296,8 @@ impl RxQueue for EthdevRx {
     }
 
     fn interrupt_fd(&self) -> Option<BorrowedFd<'_>> {
-        let fd = self.wake.fd.load(Relaxed);
         // SAFETY: the driver keeps the fd open until the VF is stopped, and it is not while we have its lease.
-        (fd >= 0).then(|| unsafe { BorrowedFd::borrow_raw(fd) })
+        self.wake.fd().map(|fd| unsafe { BorrowedFd::borrow_raw(fd) })
     }
 
     fn arm(&mut self) {
@@ -359,14 +309,6 @@ impl RxQueue for EthdevRx {
     fn disarm(&mut self) {
         // SAFETY: DPDK checks port and queue.
         unsafe { dpdk_sys::rte_eth_dev_rx_intr_disable(self.port, self.queue) };
-        if let Some(fd) = self.interrupt_fd()
-            && self.wake.counts.load(Relaxed)
-        {
-            let mut count = 0u64;
-            // SAFETY: 8 bytes of ours. DPDK opens its eventfds non-blocking: nothing to read is no error.
-            unsafe {
-                libc::read(std::os::fd::AsRawFd::as_raw_fd(&fd), ptr::from_mut(&mut count).cast(), size_of::<u64>())
-            };
-        }
+        self.wake.quench();
     }
 }
