@@ -20,20 +20,21 @@ const P50: Duration = Duration::from_micros(200);
 const P99: Duration = Duration::from_millis(1);
 
 /// Noise only ever adds: the best of a few runs is nearest to the daemon's own doing.
-const RUNS: usize = 5;
+const RUNS: usize = 8;
 
 /// Runs `measure` until all its series are in time, at most [`RUNS`] times. A machine that is busy with
 /// other things has stragglers of its own: beside each run, two plain threads wake each other in the same
-/// way, and what their slowest wake-ups take is granted to ours.
+/// way, and what theirs take is granted to ours.
 fn in_time<const N: usize>(names: [&str; N], directions: u32, mut measure: impl FnMut() -> [Vec<Duration>; N]) {
     for run in 1..=RUNS {
         let series = measure();
-        let noise = percentile(&mut plain_threads(), 99);
+        let mut plain = plain_threads();
+        let [plain_p50, plain_p99] = [50, 99].map(|percent| percentile(&mut plain, percent));
         let mut good = true;
         for (name, mut times) in names.iter().zip(series) {
             let (p50, p99) = (percentile(&mut times, 50), percentile(&mut times, 99));
-            println!("{name}, daemon asleep: p50 {p50:?}, p99 {p99:?} (plain threads: p99 {noise:?})");
-            good &= p50 <= P50 * directions && p99 <= P99 * directions + noise;
+            println!("{name}, daemon asleep: p50 {p50:?}, p99 {p99:?} (plain threads: {plain_p50:?}, {plain_p99:?})");
+            good &= p50 <= P50 * directions + plain_p50 && p99 <= P99 * directions + plain_p99;
         }
         if good {
             return;
@@ -155,6 +156,7 @@ fn a_tap_wakes_and_is_woken() {
     let socket = daemon.attach("port", &format!("vdev:net_tap0,iface={name}"), 1);
     let mut guest = Guest::connect(&socket, &Plan::default());
     let tap = Tap::set_up(&name);
+    support::until("the link is up", || daemon.show("port")["vf"]["link_up"] == true);
     let mut buffer = [0; 2048];
     in_time(["guest to tap", "tap to guest"], 1, || {
         let (mut out, mut back) = (Vec::new(), Vec::new());
