@@ -77,6 +77,32 @@ show_failure() {
     printf -- '---\n'
 } >&2
 
+# --- the network ---------------------------------------------------------------------------------
+
+# persist COMMAND...: up to four times with pauses between, where a mirror or the way to it may hiccup. One command:
+# bash switches `set -e` off inside of it.
+persist() {
+    local pause
+    for pause in 5 15 45; do
+        ! "$@" || return 0
+        echo "failed, once more in $pause s: $*" >&2
+        sleep "$pause"
+    done
+    "$@"
+}
+
+# What each apt-get is told: to try again itself, to give up a dead connection, to wait for another apt.
+apt_patience=(-o Acquire::Retries=3 -o Acquire::http::Timeout=60 -o DPkg::Lock::Timeout=300)
+
+# fetch_crates MANIFEST...: every crate that their lock files name, so that no build needs the network. If some cannot
+# be had, the build that needs them says so.
+fetch_crates() {
+    local manifest
+    for manifest in "$@"; do
+        persist as_owner cargo fetch --locked --target x86_64-unknown-linux-gnu --manifest-path "$manifest" || true
+    done
+}
+
 # --- hugepages -----------------------------------------------------------------------------------
 
 nr_hugepages=/proc/sys/vm/nr_hugepages
@@ -95,17 +121,22 @@ change_hugepages() {
 }
 
 # reserve_hugepages MIB: true when that much is free in 2 MiB pages, after reserving more where the
-# machine keeps enough memory for everything else. return_hugepages undoes it.
+# machine keeps enough memory for everything else. return_hugepages undoes it. Memory may be in pieces, so the
+# kernel is asked more than once.
 reserve_hugepages() {
-    local wanted=$(($1 / 2)) free available
+    local wanted=$(($1 / 2)) free available try
     [ "$(awk '/^Hugepagesize/{print $2}' /proc/meminfo)" = 2048 ] || return 1
     free=$(awk '/^HugePages_Free/{print $2}' /proc/meminfo)
     [ "$free" -lt "$wanted" ] || return 0
     available=$(awk '/^MemAvailable/{print int($2 / 1024)}' /proc/meminfo)
     [ "$available" -ge $(($1 + 1536)) ] || return 1
-    hugepages_added=$(change_hugepages $((wanted - free)))
-    free=$(awk '/^HugePages_Free/{print $2}' /proc/meminfo)
-    [ "$free" -lt "$wanted" ] || return 0
+    for try in 1 2 3 4 5; do
+        hugepages_added=$((hugepages_added + $(change_hugepages $((wanted - free)))))
+        free=$(awk '/^HugePages_Free/{print $2}' /proc/meminfo)
+        [ "$free" -lt "$wanted" ] || return 0
+        [ ! -w /proc/sys/vm/compact_memory ] || echo 1 >/proc/sys/vm/compact_memory
+        sleep 1
+    done
     return_hugepages
     return 1
 }
@@ -127,7 +158,7 @@ private_apt() {
     "$command" -q -o Dir::Etc::SourceList=/dev/null -o Dir::Etc::SourceParts="$apt_root/sources" \
         -o Dir::Etc::Preferences=/dev/null -o Dir::Etc::PreferencesParts=/dev/null \
         -o Dir::State="$apt_root/state" -o Dir::State::Status="$apt_root/status" \
-        -o Dir::Cache="$apt_root/cache" -o APT::Sandbox::User=root -o APT::Architecture=amd64 "$@"
+        -o Dir::Cache="$apt_root/cache" -o APT::Sandbox::User=root -o APT::Architecture=amd64 "${apt_patience[@]}" "$@"
 }
 
 private_apt_update() {
@@ -144,8 +175,11 @@ Suites: bookworm bookworm-backports
 Components: main
 Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
 SOURCES
-    private_apt apt-get update
+    # Else an index that could not be fetched is a warning, and its packages do not exist.
+    persist private_apt apt-get update -o APT::Update::Error-Mode=any
 }
+
+has_private_apt() { compgen -G "$apt_root/state/lists/*_Packages*" >/dev/null; }
 
 # unpack DIR PACKAGE...: downloads the packages and unpacks them into DIR.
 unpack() {
@@ -155,7 +189,7 @@ unpack() {
     (
         cd "$apt_root/debs"
         rm -f -- *.deb
-        private_apt apt-get download "$@"
+        persist private_apt apt-get download "$@"
         for package in *.deb; do dpkg -x "$package" "$dir"; done
         rm -f -- *.deb
     )
@@ -194,11 +228,11 @@ end() {
 wait_for() { # WHAT COMMAND...
     local what=$1 i
     shift
-    for ((i = 0; i < 300; i++)); do
+    for ((i = 0; i < 600; i++)); do
         ! "$@" >/dev/null 2>&1 || return 0
         sleep 0.1
     done
-    echo "waited 30 s in vain for $what" >&2
+    echo "waited 60 s in vain for $what" >&2
     return 1
 }
 

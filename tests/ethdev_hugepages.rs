@@ -47,7 +47,7 @@ fn change(pages: i64) -> i64 {
 #[test]
 fn attach_and_detach_return_every_hugepage() {
     let Some(_reservation) = Reservation::of(96) else {
-        println!("SKIPPED: this machine has no 96 hugepages to reserve");
+        println!("SKIPPED attach_and_detach_return_every_hugepage: this machine has no 96 hugepages to reserve");
         return;
     };
     let directories = || {

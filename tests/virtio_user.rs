@@ -3,7 +3,6 @@
 mod support;
 
 use std::path::Path;
-use std::time::Duration;
 
 use support::daemon::{Attach, Daemon, Lanes};
 use support::frame::Frame;
@@ -238,9 +237,10 @@ fn a_killed_guest_leaves_a_port_for_the_next() {
         until("frames circle", || daemon.lanes("port").vf_to_guest.packets > start + 5000);
         testpmd.kill();
         daemon.until_guest("port", false);
-        std::thread::sleep(Duration::from_millis(20));
-        let census = daemon.census();
-        assert_eq!(*before.get_or_insert_with(|| census.clone()), census);
+        match &before {
+            None => before = Some(daemon.census()),
+            Some(before) => daemon.until_census(before),
+        }
     }
     daemon.stop();
 }

@@ -11,7 +11,7 @@ use super::driver::Driver;
 use super::guest::Guest;
 
 /// After which a frame is lost.
-const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(5);
 
 pub fn run<D: Driver>(args: &Args) -> Outcome<Value> {
     if !args.direction.sends() {

@@ -15,6 +15,9 @@ use super::number::Numbered;
 /// Frames on their way, at most: no VF's queue is shorter. Nor may they be more than one ring has buffers for.
 const WINDOW: u64 = 128;
 
+/// After so long without any, those on their way are lost: no machine keeps its back end waiting for longer.
+const LOST: Duration = Duration::from_secs(5);
+
 /// What came of one guest's flows.
 #[derive(Default)]
 struct Checker {
@@ -112,7 +115,7 @@ pub fn run<D: Driver>(args: &Args) -> Outcome<Value> {
             }
             pair.tx.publish();
         }
-        if sends && receives && progress.elapsed() > Duration::from_secs(1) {
+        if sends && receives && progress.elapsed() > LOST {
             break; // the frames on their way are lost: told below
         }
     }
@@ -120,7 +123,7 @@ pub fn run<D: Driver>(args: &Args) -> Outcome<Value> {
     let sent: u64 = numbers.iter().sum();
     if receives {
         // Those on their way.
-        let end = Instant::now() + Duration::from_millis(if sends { 1000 } else { 0 });
+        let end = Instant::now() + if sends { LOST } else { Duration::ZERO };
         while checker.received < sent && Instant::now() < end {
             for (i, pair) in guest.pairs.iter_mut().enumerate() {
                 pair.rx.reclaim();

@@ -82,7 +82,7 @@ impl<C: Crew> Server<C> {
         }
     }
 
-    /// Serves until an [`Event::Stop`] was received and every port is gone.
+    /// Serves until an `Event::Stop` was received and every port is gone.
     pub fn run(mut self) -> Result<()> {
         while !self.ports.finished() {
             let ready = self.wait()?;

@@ -227,12 +227,48 @@ impl Deref for Driver {
 /// Length of the header in front of each frame.
 pub const HEADER: usize = 12;
 
+/// Buffers of equal length, one for each descriptor of a ring.
+#[derive(Debug)]
+pub struct Buffers {
+    at: usize,
+    len: usize,
+}
+
+impl Buffers {
+    /// Of `len` bytes, from `at` on.
+    pub fn new(at: usize, len: usize) -> Self {
+        Self { at, len }
+    }
+
+    fn place(&self, index: u16) -> usize {
+        self.at + usize::from(index) * self.len
+    }
+
+    /// Puts a frame into one: what to offer.
+    pub fn fill(&self, memory: &Memory, index: u16, header: &[u8; HEADER], frame: &[u8]) -> Descriptor {
+        let (at, len) = (self.place(index), HEADER + frame.len());
+        assert!(len <= self.len);
+        memory.put(at, header);
+        memory.put(at + HEADER, frame);
+        Descriptor::new(memory.gpa(at), len as u32, 0, 0)
+    }
+
+    /// One for the device to write to.
+    pub fn empty(&self, memory: &Memory, index: u16) -> Descriptor {
+        Descriptor::new(memory.gpa(self.place(index)), self.len as u32, WRITE, 0)
+    }
+
+    /// The frame that came into one, of which `len` bytes are used.
+    pub fn frame(&self, memory: &Memory, index: u16, len: u32) -> Vec<u8> {
+        memory.get(self.place(index) + HEADER, len as usize - HEADER)
+    }
+}
+
 /// A driver that sends: each descriptor has a buffer of its own, and is used in turns.
 #[derive(Debug)]
 pub struct Sender {
     pub ring: Driver,
-    at: usize,
-    buffer: usize,
+    buffers: Buffers,
     /// Heads offered and not yet taken back, oldest first.
     out: VecDeque<u16>,
     next: u16,
@@ -243,7 +279,7 @@ pub struct Sender {
 impl Sender {
     /// Buffers of `buffer` bytes, from `at` on.
     pub fn new(ring: Driver, at: usize, buffer: usize) -> Self {
-        Self { ring, at, buffer, out: VecDeque::new(), next: 0, in_order: false }
+        Self { ring, buffers: Buffers::new(at, buffer), out: VecDeque::new(), next: 0, in_order: false }
     }
 
     /// Frames that can be sent before some are taken back.
@@ -253,12 +289,9 @@ impl Sender {
 
     /// Offers a frame; [`Driver::publish`] shows it. There is room.
     pub fn send(&mut self, header: &[u8; HEADER], frame: &[u8]) {
-        assert!(self.room() > 0 && HEADER + frame.len() <= self.buffer);
-        let (head, at) = (self.next, self.at + usize::from(self.next) * self.buffer);
-        self.ring.put(at, header);
-        self.ring.put(at + HEADER, frame);
-        let len = (HEADER + frame.len()) as u32;
-        self.ring.describe(head, Descriptor::new(self.ring.gpa(at), len, 0, 0));
+        assert!(self.room() > 0);
+        let head = self.next;
+        self.ring.describe(head, self.buffers.fill(&self.ring, head, header, frame));
         self.offer(head);
     }
 
@@ -295,8 +328,7 @@ impl Sender {
 #[derive(Debug)]
 pub struct Receiver {
     pub ring: Driver,
-    at: usize,
-    buffer: usize,
+    buffers: Buffers,
     out: VecDeque<u16>,
     next: u16,
 }
@@ -304,15 +336,14 @@ pub struct Receiver {
 impl Receiver {
     /// Buffers of `buffer` bytes, from `at` on.
     pub fn new(ring: Driver, at: usize, buffer: usize) -> Self {
-        Self { ring, at, buffer, out: VecDeque::new(), next: 0 }
+        Self { ring, buffers: Buffers::new(at, buffer), out: VecDeque::new(), next: 0 }
     }
 
     /// Posts up to `n` buffers, as many as there are.
     pub fn post(&mut self, n: usize) {
         for _ in 0..n.min(usize::from(self.ring.size) - self.out.len()) {
             let head = self.next;
-            let gpa = self.ring.gpa(self.at + usize::from(head) * self.buffer);
-            self.ring.describe(head, Descriptor::new(gpa, self.buffer as u32, WRITE, 0));
+            self.ring.describe(head, self.buffers.empty(&self.ring, head));
             self.ring.offer(head);
             self.out.push_back(head);
             self.next = (head + 1) % self.ring.size;
@@ -329,8 +360,7 @@ impl Receiver {
     pub fn receive(&mut self) -> Option<Vec<u8>> {
         let (head, len) = self.ring.take_used()?;
         assert_eq!(Some(head), self.out.pop_front().map(u32::from), "buffers are used in order");
-        let at = self.at + head as usize * self.buffer;
-        Some(self.ring.get(at + HEADER, len as usize - HEADER))
+        Some(self.buffers.frame(&self.ring, head as u16, len))
     }
 }
 

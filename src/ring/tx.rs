@@ -172,7 +172,7 @@ impl TxRing {
         self.side.burst.frame(i)
     }
 
-    /// What the last `pop` cost beyond what it is for ordinary chains, in packets: see [`chain::toil`].
+    /// What the last `pop` cost beyond what it is for ordinary chains, in packets: see `chain::toil`.
     #[inline]
     pub fn toil(&self) -> usize {
         chain::toil(self.side.burst.descriptors)

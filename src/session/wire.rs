@@ -175,7 +175,7 @@ impl Connection {
         }
     }
 
-    /// Sends a reply. Waits at most [`REPLY_TIMEOUT`]; after an error the connection must be dropped.
+    /// Sends a reply. Waits at most `REPLY_TIMEOUT`; after an error the connection must be dropped.
     pub fn send(&mut self, reply: &Reply) -> Result<()> {
         let failed = |errno: Errno| {
             let what = format!("replying to {}", message_name(reply.code));

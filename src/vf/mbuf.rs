@@ -381,7 +381,7 @@ fn prepare_segmentation(frame: &mut [u8], offload: &TxOffload) {
     }
 }
 
-/// A received frame. It stays with the lane that owns its receive queue (see [`super::mempool`]).
+/// A received frame. It stays with the lane that owns its receive queue (see `super::mempool`).
 #[derive(Debug)]
 pub struct RxMbuf {
     mbuf: Mbuf,

@@ -136,7 +136,7 @@ impl Daemon {
 
     pub fn connect(&self) -> RawClient {
         let stream = UnixStream::connect(self.socket()).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         RawClient(BufReader::new(stream))
     }
 

@@ -2,4 +2,6 @@
 
 mod daemon;
 mod socket;
+#[path = "../support/tries.rs"]
+mod tries;
 mod vfctl;

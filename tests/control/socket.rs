@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use virtio_forwarder::control::MAX_LINE;
 
 use crate::daemon::{BROKEN_VF, Daemon, SLOW, SLOW_VF};
+use crate::tries::{once_of_several, quicker};
 
 fn request(id: u32, method: &str, params: Value) -> String {
     json!({"jsonrpc": "2.0", "id": id, "method": method, "params": params}).to_string()
@@ -75,27 +76,40 @@ fn a_last_line_without_end_counts_and_half_a_connection_is_enough() {
 
 #[test]
 fn a_slow_vf_delays_nobody_else() {
+    once_of_several(beside_a_slow_vf);
+}
+
+fn beside_a_slow_vf() -> Result<(), String> {
     let daemon = Daemon::start();
     let (mut slow, mut quick) = (daemon.connect(), daemon.connect());
     let begin = Instant::now();
     slow.send(attach(&daemon, 1, "slow", SLOW_VF) + "\n");
-    let mut lists = 0;
+    let (mut lists, mut longest) = (0, Duration::ZERO);
     // Lists, attaches and detaches of others all happen while the VF starts.
     while begin.elapsed() < SLOW / 2 {
         let asked = Instant::now();
         quick.ask(&attach(&daemon, 2, "quick", "soft:null"));
         let list = quick.ask(&request(3, "port.list", json!({})));
-        assert_eq!(list["result"]["ports"][1]["state"], "attaching");
         quick.ask(&request(4, "port.detach", json!({"id": "quick"})));
-        assert!(asked.elapsed() < SLOW / 5, "{:?}", asked.elapsed());
+        longest = longest.max(asked.elapsed());
+        // Where the machine has stopped us for so long, it is ready by now.
+        if begin.elapsed() < SLOW {
+            assert_eq!(list["result"]["ports"][1]["state"], "attaching");
+        }
         lists += 1;
     }
-    assert!(lists > 10, "{lists}");
+    if lists <= 10 {
+        return Err(format!("only {lists} rounds while a VF starts"));
+    }
+    quicker("a round beside it", longest, SLOW / 5)?;
     // On the same connection too: answers come when they are known.
     slow.send(request(2, "port.list", json!({})) + "\n");
-    assert_eq!(slow.receive().unwrap()["id"], 2);
-    assert_eq!(slow.receive().unwrap()["id"], 1);
+    let sent = begin.elapsed();
+    let ids = [(); 2].map(|()| slow.receive().unwrap()["id"].clone());
     assert!(begin.elapsed() >= SLOW);
+    quicker("to ask for a list", sent, SLOW)?;
+    assert_eq!(ids, [2, 1]);
+    Ok(())
 }
 
 #[test]
@@ -176,18 +190,24 @@ fn clients_that_flood_delay_others_little() {
     let mut client = daemon.connect();
     let line = request(1, "port.list", json!({}));
     std::thread::sleep(Duration::from_millis(200));
-    let mut times: Vec<_> = (0..20)
-        .map(|_| {
-            let begin = Instant::now();
-            assert!(client.ask(&line)["result"].is_object());
-            begin.elapsed()
-        })
-        .collect();
+    // Behind all of them each time it would be seconds.
+    let all = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        once_of_several(|| {
+            let mut times: Vec<_> = (0..20)
+                .map(|_| {
+                    let begin = Instant::now();
+                    assert!(client.ask(&line)["result"].is_object());
+                    begin.elapsed()
+                })
+                .collect();
+            times.sort();
+            quicker("a list beside eight that flood", times[10], Duration::from_millis(50))
+        });
+    }));
     over.store(true, Ordering::Relaxed);
     // They may be writing; the daemon goes on reading until they are done.
     flooders.into_iter().for_each(|flooder| flooder.join().unwrap());
-    times.sort();
-    assert!(times[10] < Duration::from_millis(50), "{times:?}");
+    all.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
 }
 
 /// More lines than one turn takes, sent at once: the rest does not wait for the client to say more.
@@ -207,7 +227,7 @@ fn lines_sent_at_once_are_all_answered() {
     drop(leaving);
     let begin = Instant::now();
     while client.ask(&request(1, "port.list", json!({})))["result"]["ports"].as_array().unwrap().len() < 25 {
-        assert!(begin.elapsed() < Duration::from_secs(10));
+        assert!(begin.elapsed() < Duration::from_secs(60));
     }
 }
 
@@ -228,12 +248,15 @@ fn a_limit_of_open_files_lowered_below_those_open_is_survived() {
     let limit = getrlimit(Resource::Nofile);
     // Poll looks at three: the wake-up, the listener and the client.
     setrlimit(Resource::Nofile, Rlimit { current: Some(2), ..limit }).unwrap();
-    // Ends the poll of the moment; the next one fails.
-    assert!(client.ask(&line)["result"].is_object());
+    // Ends the poll of the moment; the next one fails. Or this one does: the daemon may not have come to it yet, and
+    // then answers only when it can poll again.
     client.send(format!("{line}\n"));
     std::thread::sleep(Duration::from_millis(250));
+    client.send(format!("{line}\n"));
     setrlimit(Resource::Nofile, limit).unwrap();
-    assert!(client.receive().expect("the daemon lives")["result"].is_object());
+    for _ in 0..2 {
+        assert!(client.receive().expect("the daemon lives")["result"].is_object());
+    }
     assert!(daemon.connect().ask(&line)["result"].is_object());
 }
 
@@ -259,7 +282,7 @@ fn clients_are_bounded() {
         if answer.contains("\"result\"") {
             return;
         }
-        assert!(begin.elapsed() < Duration::from_secs(10));
+        assert!(begin.elapsed() < Duration::from_secs(60));
     }
 }
 

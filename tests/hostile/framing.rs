@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use crate::support::frontend::{FLAG_NEED_REPLY, FLAG_REPLY, VERSION, Verdict, message, request};
+use crate::support::tries::{once_of_several, quicker};
 use crate::{Kept, Target, attacks};
 
 attacks! {
@@ -65,14 +66,20 @@ attacks! {
     };
     answers_nobody_reads: |t| {
         // Fills the daemon's send buffer; the port may wait for us, nobody else may.
-        let front = t.raw();
-        front.stream().set_nonblocking(true).expect("non-blocking");
-        let ask = message(request::GET_FEATURES, VERSION, 0, &[]);
-        while front.send_bytes(&ask, &[]).is_ok() {}
-        let start = std::time::Instant::now();
-        t.daemon.ports();
-        assert!(start.elapsed().as_millis() < 100, "port.list took {:?}", start.elapsed());
-        Box::new(front)
+        let mut kept = None;
+        once_of_several(|| {
+            drop(kept.take());
+            let front = t.raw();
+            front.stream().set_nonblocking(true).expect("non-blocking");
+            let ask = message(request::GET_FEATURES, VERSION, 0, &[]);
+            while front.send_bytes(&ask, &[]).is_ok() {}
+            let start = std::time::Instant::now();
+            t.daemon.ports();
+            let took = start.elapsed();
+            kept = Some(front);
+            quicker("port.list", took, std::time::Duration::from_millis(100))
+        });
+        Box::new(kept)
     };
     half_closed_connection: |t| {
         let front = t.raw();

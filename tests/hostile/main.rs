@@ -120,17 +120,17 @@ fn survives(attack: impl Fn(&Target<'_>) -> Kept) {
     // A guest after it: then the attack's connection, closed perhaps before it was accepted, is history.
     serves_a_guest(&target);
     let before = daemon.census();
-    let memory = census::anonymous_kib(daemon.pid());
-    for _ in 0..ROUNDS {
-        let kept = attack(&target);
-        bystander.forwards(&daemon);
-        drop(kept);
-        daemon.until_guest("target", false);
-        bystander.forwards(&daemon);
-    }
-    daemon.until_census(&before);
-    let grown = census::anonymous_kib(daemon.pid()).saturating_sub(memory);
-    assert!(grown < 256, "the daemon grew by {grown} KiB");
+    let memory = || census::anonymous_kib(daemon.pid());
+    census::memory_stays_level(memory, 256, || {
+        for _ in 0..ROUNDS {
+            let kept = attack(&target);
+            bystander.forwards(&daemon);
+            drop(kept);
+            daemon.until_guest("target", false);
+            bystander.forwards(&daemon);
+        }
+        daemon.until_census(&before);
+    });
     serves_a_guest(&target);
     bystander.forwards(&daemon);
     assert_eq!(daemon.ports(), ["bystander", "target"]);

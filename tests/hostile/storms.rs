@@ -12,6 +12,7 @@ use rustix::fs::OFlags;
 use crate::support::daemon::{Attach, Daemon};
 use crate::support::frontend::{FrontEnd, feature, request};
 use crate::support::guest::{Flows, Guest, Plan, negotiate};
+use crate::support::tries::{once_of_several, quicker};
 use crate::support::{PATIENCE, until};
 use crate::{Bystander, PAIRS};
 
@@ -85,36 +86,43 @@ fn lines(daemon: &Daemon) -> usize {
 #[test]
 fn an_err_that_blocks_holds_up_neither_detach_nor_exit() {
     for (noticed, detached) in [(false, true), (true, true), (true, false)] {
-        let (daemon, mut bystander) = start();
-        let socket = daemon.attach("target", "soft:loop", PAIRS);
-        let guest = Guest::connect(&socket, &Plan::default());
-        let err = event();
-        for ring in [0_u64, 1] {
-            guest.front.must(request::SET_VRING_ERR, &ring.to_ne_bytes(), &[err.as_fd()]);
-        }
-        block(&err);
-        let ring = &guest.pairs[0].tx.queue;
-        ring.write_avail_idx(ring.avail_idx().wrapping_add(257));
-        ring.kick_now();
-        until("the core has tried to tell", || blocked(&daemon) == 1);
-        bystander.forwards(&daemon);
-        if noticed {
-            // What is seen of it: the front end has to go, and why.
-            daemon.until_guest("target", false);
-            let show = daemon.show("target");
-            let why = show["guest"]["last_error"].as_str().unwrap_or_default();
-            assert!(why.contains("eventfd blocks"), "{show}");
-        }
-        if detached {
-            let start = Instant::now();
-            daemon.detach("target");
-            assert!(start.elapsed() < Duration::from_secs(1), "detach took {:?}", start.elapsed());
-        }
-        bystander.forwards(&daemon);
-        drop(bystander);
-        daemon.stop();
-        drop((guest, err));
+        once_of_several(|| an_err_that_blocks(noticed, detached));
     }
+}
+
+fn an_err_that_blocks(noticed: bool, detached: bool) -> Result<(), String> {
+    const LIMIT: Duration = Duration::from_secs(1);
+    let (daemon, mut bystander) = start();
+    let socket = daemon.attach("target", "soft:loop", PAIRS);
+    let guest = Guest::connect(&socket, &Plan::default());
+    let err = event();
+    for ring in [0_u64, 1] {
+        guest.front.must(request::SET_VRING_ERR, &ring.to_ne_bytes(), &[err.as_fd()]);
+    }
+    block(&err);
+    let ring = &guest.pairs[0].tx.queue;
+    ring.write_avail_idx(ring.avail_idx().wrapping_add(257));
+    ring.kick_now();
+    until("the core has tried to tell", || blocked(&daemon) == 1);
+    bystander.forwards(&daemon);
+    if noticed {
+        // What is seen of it: the front end has to go, and why.
+        daemon.until_guest("target", false);
+        let show = daemon.show("target");
+        let why = show["guest"]["last_error"].as_str().unwrap_or_default();
+        assert!(why.contains("eventfd blocks"), "{show}");
+    }
+    let start = Instant::now();
+    if detached {
+        daemon.detach("target");
+    }
+    let detach = start.elapsed();
+    bystander.forwards(&daemon);
+    drop(bystander);
+    let exit = daemon.stop();
+    drop((guest, err));
+    quicker("detach", detach, LIMIT)?;
+    quicker("exit", exit, LIMIT)
 }
 
 /// Each signal that blocks costs the core, and the bystander on it, 10 to 20 ms. So there is one for each lane of a
@@ -154,11 +162,16 @@ fn calls_that_block_over_and_over() {
 #[test]
 fn a_front_end_that_comes_and_goes() {
     let (daemon, mut bystander) = start();
-    let socket = daemon.attach("target", "soft:loop", 1);
-    let begin = Instant::now();
-    drop(UnixStream::connect(&socket).expect("connect"));
-    until("the first is taken", || connections(&daemon) == 1);
-    assert!(begin.elapsed() < Duration::from_millis(500), "the first waited for {:?}", begin.elapsed());
+    let socket = daemon.socket("target.sock");
+    once_of_several(|| {
+        // Of a port that was just made, so that nothing was there before.
+        daemon.detach("target");
+        daemon.attach("target", "soft:loop", 1);
+        let begin = Instant::now();
+        drop(UnixStream::connect(&socket).expect("connect"));
+        until("the first is taken", || connections(&daemon) == 1);
+        quicker("the first connection", begin.elapsed(), Duration::from_millis(500))
+    });
     let (_, took) = storm(&daemon, &mut bystander, || UnixStream::connect(&socket).is_ok().into());
     let taken = u128::from(connections(&daemon));
     println!("{taken} connections in {took:?}");
@@ -191,8 +204,8 @@ fn a_listening_front_end_that_hangs_up() {
     });
     println!("{taken} connections in {took:?}");
     assert!(taken as u128 <= took.as_millis() / 50 + 3, "{taken} connections in {took:?}");
-    // It tries again within 100 ms; half of that rate leaves room for a busy machine.
-    assert!(taken as u128 >= took.as_millis() / 200, "{taken} connections in {took:?}");
+    // It tries again within 100 ms; a fifth of that rate leaves room for a busy machine.
+    assert!(taken as u128 >= took.as_millis() / 500, "{taken} connections in {took:?}");
     assert!(lines(&daemon) < LINES, "{} lines", lines(&daemon));
     drop((listener, bystander));
     std::fs::remove_file(&socket).expect("ours");
@@ -209,7 +222,8 @@ fn messages_that_are_refused_fill_no_log() {
         let told = front.tell(request::SET_FEATURES, &u64::MAX.to_ne_bytes(), &[]);
         usize::from(told.expect("a refusal") == Some(1))
     });
-    assert!(refused > 10 * LINES, "the storm did little: {refused}");
+    // Few on a busy machine, but more than are ever logged.
+    assert!(refused > 2 * LINES, "the storm did little: {refused}");
     assert!(lines(&daemon) < LINES, "{} lines for {refused} messages", lines(&daemon));
     drop((front, bystander));
     daemon.until_guest("target", false);

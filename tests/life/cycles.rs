@@ -9,11 +9,10 @@ use serde_json::json;
 use crate::Traffic;
 use crate::support::daemon::{Attach, Daemon};
 use crate::support::guest::{Flows, Guest, Plan};
-use crate::support::{census, percentile};
+use crate::support::{census, percentile, tries};
 
 const WARM_UP: usize = 150;
 const CYCLES: usize = 100;
-const SPANS: usize = 3;
 /// A leak of 2 KiB per cycle.
 const LEAK_KIB: u64 = 2 * CYCLES as u64;
 
@@ -62,16 +61,8 @@ fn attach_and_detach_under_traffic_leave_nothing_behind() {
     let mut cycles = 0..;
     cycles.by_ref().take(WARM_UP).for_each(&mut cycle);
     let before = daemon.census();
-    let mut spans = vec![memory()];
-    for _ in 0..SPANS {
-        cycles.by_ref().take(CYCLES).for_each(&mut cycle);
-        spans.push(memory());
-    }
+    census::memory_stays_level(memory, LEAK_KIB, || cycles.by_ref().take(CYCLES).for_each(&mut cycle));
     daemon.until_census(&before);
-    println!("anonymous memory every {CYCLES} cycles, in KiB: {spans:?}");
-    // A leak costs something in every span; a heap that came to be arranged differently, in one.
-    let level = spans.windows(2).any(|span| span[1] < span[0] + LEAK_KIB);
-    assert!(level, "anonymous memory every {CYCLES} cycles, in KiB: {spans:?}");
     assert_eq!(daemon.ports(), ["steady"]);
     let frames = traffic.end();
     let lanes = daemon.lanes("steady");
@@ -165,57 +156,63 @@ fn requests_beyond_what_is_allowed_leave_nothing_behind() {
     daemon.stop();
 }
 
+/// What anything of the other port may take beside a VF that starts for half a second.
+#[cfg(debug_assertions)]
+const USUAL: Duration = Duration::from_millis(10);
+/// A core may be taken away from any one of them; who waits for the VF waits longer.
+#[cfg(debug_assertions)]
+const LONGEST: Duration = Duration::from_millis(200);
+
 /// Release builds of the daemon have no delay to ask for.
 #[cfg(debug_assertions)]
 #[test]
 fn a_slow_vf_delays_nobody_else() {
     use crate::support::daemon::Options;
-    /// What anything of the other port may take.
-    const LIMIT: Duration = Duration::from_millis(10);
-    /// A machine that is busy with something else takes longer now and then, a daemon that waits always does.
-    const TRIES: usize = 5;
     let delay = ("VIRTIO_FORWARDER_TEST_VF_START_DELAY_MS".into(), "slow:500".into());
     let daemon = Daemon::with(Options { env: vec![delay], ..Options::default() });
     let other = daemon.attach("other", "soft:loop", 1);
     let mut guest = Guest::connect(&other, &Plan::default());
-    for last in (0..TRIES).rev() {
-        let (list, base) = longest_beside_a_slow_vf(&daemon, &mut guest);
-        println!("beside a slow VF: port.list {list:?}, two GET_VRING_BASE {base:?} at most");
+    tries::once_of_several(|| {
+        let (lists, bases) = rounds_beside_a_slow_vf(&daemon, &mut guest);
         daemon.detach("slow");
-        if list < LIMIT && base < LIMIT {
-            break;
+        if lists.len() < 4 {
+            return Err(format!("the other port crept: {} rounds", lists.len()));
         }
-        assert!(last > 0, "port.list took {list:?}, two GET_VRING_BASE {base:?}");
-    }
+        for (what, mut times) in [("port.list", lists), ("two GET_VRING_BASE", bases)] {
+            let [median, longest] = [50, 100].map(|percent| percentile(&mut times, percent));
+            println!("beside a slow VF: {what} {median:?}, at most {longest:?}");
+            tries::quicker(what, median, USUAL)?;
+            tries::quicker(what, longest, LONGEST)?;
+        }
+        Ok(())
+    });
     drop(guest);
     daemon.stop();
 }
 
-/// While the VF of another port starts, for half a second: the longest `port.list`, and the longest stop of the
+/// While the VF of another port starts, for half a second: what each `port.list` takes, and each stop of the
 /// guest's rings.
 #[cfg(debug_assertions)]
-fn longest_beside_a_slow_vf(daemon: &Daemon, guest: &mut Guest) -> (Duration, Duration) {
+fn rounds_beside_a_slow_vf(daemon: &Daemon, guest: &mut Guest) -> (Vec<Duration>, Vec<Duration>) {
     let mut control = daemon.control();
     let slow = json!({"id": "slow", "socket": {"path": daemon.socket("slow.sock")}, "vfs": ["soft:loop"]});
     let start = Instant::now();
     let attaching = std::thread::spawn(move || control.call("port.attach", slow).expect("attach"));
-    let (mut list, mut base, mut rounds) = (Duration::ZERO, Duration::ZERO, 0);
+    let (mut lists, mut bases) = (Vec::new(), Vec::new());
     while start.elapsed() < Duration::from_millis(400) {
         Flows::new(1).exchange(guest, &[0], 10, 100);
         let began = Instant::now();
         daemon.ports();
-        list = list.max(began.elapsed());
+        lists.push(began.elapsed());
         let began = Instant::now();
         guest.stop();
-        base = base.max(began.elapsed());
+        bases.push(began.elapsed());
         for pair in &guest.pairs {
             pair.rx.queue.start(&guest.front);
             pair.tx.queue.start(&guest.front);
         }
-        rounds += 1;
     }
     attaching.join().expect("attach thread");
     assert!(start.elapsed() >= Duration::from_millis(500), "the VF was not slow");
-    assert!(rounds > 3, "the other port crept: {rounds} rounds");
-    (list, base)
+    (lists, bases)
 }

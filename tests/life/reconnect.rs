@@ -40,14 +40,14 @@ fn fifty(daemon: &Daemon, mut connect: impl FnMut() -> Guest) {
         daemon.until_guest("port", false);
     }
     let before = daemon.census();
-    let memory = census::anonymous_kib(daemon.pid());
-    for _ in 0..RECONNECTS {
-        dies_mid_burst(connect());
-        daemon.until_guest("port", false);
-    }
-    daemon.until_census(&before);
-    let grown = census::anonymous_kib(daemon.pid()).saturating_sub(memory);
-    assert!(grown < 2 * RECONNECTS as u64, "{RECONNECTS} reconnects cost {grown} KiB");
+    let memory = || census::anonymous_kib(daemon.pid());
+    census::memory_stays_level(memory, 2 * RECONNECTS as u64, || {
+        for _ in 0..RECONNECTS {
+            dies_mid_burst(connect());
+            daemon.until_guest("port", false);
+        }
+        daemon.until_census(&before);
+    });
 }
 
 #[test]

@@ -11,71 +11,101 @@ use crate::support::census;
 use crate::support::daemon::{Attach, Daemon, Options};
 use crate::support::frontend::{FrontEnd, VERSION, message, request};
 use crate::support::guest::{Flows, Guest, Plan};
+use crate::support::tries::{once_of_several, quicker};
 use crate::support::until;
+
+/// What a service manager, and a VMM that is to be restarted behind us, have to wait for at most.
+const LIMIT: Duration = Duration::from_secs(1);
+
+/// A daemon as `life` leaves it ends within a second of SIGTERM.
+#[track_caller]
+fn ends_in_time(mut life: impl FnMut() -> Duration) {
+    once_of_several(|| {
+        let took = life();
+        println!("SIGTERM took {took:?}");
+        quicker("SIGTERM", took, LIMIT)
+    });
+}
 
 #[test]
 fn sigterm_without_ports() {
-    Daemon::start().stop();
+    ends_in_time(|| Daemon::start().stop());
 }
 
 #[test]
 fn sigterm_under_traffic() {
-    let daemon = Daemon::start();
-    let mut guests: Vec<Guest> = (0..4)
-        .map(|i| Guest::connect(&daemon.attach(&format!("port-{i}"), "soft:loop", 1), &Plan::default()))
-        .collect();
-    for guest in &mut guests {
-        Flows::new(1).exchange(guest, &[0], 200, 600);
-        for _ in 0..100 {
-            guest.pairs[0].tx.send(&[0x42; 600]);
+    ends_in_time(|| {
+        let daemon = Daemon::start();
+        let mut guests: Vec<Guest> = (0..4)
+            .map(|i| Guest::connect(&daemon.attach(&format!("port-{i}"), "soft:loop", 1), &Plan::default()))
+            .collect();
+        for guest in &mut guests {
+            Flows::new(1).exchange(guest, &[0], 200, 600);
+            for _ in 0..100 {
+                guest.pairs[0].tx.send(&[0x42; 600]);
+            }
+            guest.pairs[0].tx.flush();
         }
-        guest.pairs[0].tx.flush();
-    }
-    let took = daemon.stop();
-    println!("SIGTERM with four busy guests took {took:?}");
+        daemon.stop()
+    });
 }
 
 #[test]
 fn sigterm_beside_a_vmm_that_says_nothing() {
-    let daemon = Daemon::start();
-    let socket = daemon.attach("port", "soft:loop", 1);
-    let front = FrontEnd::connect(&socket);
-    front.send_bytes(&message(request::SET_FEATURES, VERSION, 8, &[1]), &[]).expect("half a message");
-    daemon.until_guest("port", true);
-    daemon.stop();
+    ends_in_time(|| {
+        let daemon = Daemon::start();
+        let socket = daemon.attach("port", "soft:loop", 1);
+        let front = FrontEnd::connect(&socket);
+        front.send_bytes(&message(request::SET_FEATURES, VERSION, 8, &[1]), &[]).expect("half a message");
+        daemon.until_guest("port", true);
+        daemon.stop()
+    });
 }
 
 #[test]
 fn sigterm_beside_a_vmm_that_reads_nothing() {
-    let daemon = Daemon::start();
-    let socket = daemon.attach("port", "soft:loop", 1);
-    let front = FrontEnd::connect(&socket);
+    ends_in_time(|| {
+        let daemon = Daemon::start();
+        let _deaf = deaf(&daemon.attach("port", "soft:loop", 1));
+        daemon.stop()
+    });
+}
+
+/// A front end that has asked as much as there was room for, and reads no answer.
+fn deaf(socket: &Path) -> FrontEnd {
+    let front = FrontEnd::connect(socket);
     front.stream().set_nonblocking(true).expect("non-blocking");
     let ask = message(request::GET_FEATURES, VERSION, 0, &[]);
     while front.send_bytes(&ask, &[]).is_ok() {}
-    daemon.stop();
+    front
 }
 
 #[test]
 fn sigterm_while_nobody_listens() {
-    let daemon = Daemon::start();
-    for i in 0..8 {
-        daemon.attach_as(&Attach {
-            id: format!("port-{i}"),
-            socket: daemon.socket(&format!("nobody-{i}.sock")),
-            client: true,
-            vf: "soft:loop".into(),
-            queues: 1,
-            mtu: None,
-        });
-    }
-    std::thread::sleep(Duration::from_millis(150));
-    daemon.stop();
+    ends_in_time(|| {
+        let daemon = Daemon::start();
+        for i in 0..8 {
+            daemon.attach_as(&Attach {
+                id: format!("port-{i}"),
+                socket: daemon.socket(&format!("nobody-{i}.sock")),
+                client: true,
+                vf: "soft:loop".into(),
+                queues: 1,
+                mtu: None,
+            });
+        }
+        std::thread::sleep(Duration::from_millis(150));
+        daemon.stop()
+    });
 }
 
 /// A port's thread that does not come back, as from a driver: the daemon names it and ends without it.
 #[test]
 fn sigterm_beside_a_stuck_port() {
+    once_of_several(|| quicker("SIGTERM", ends_beside_a_stuck_port(), Duration::from_millis(1500)));
+}
+
+fn ends_beside_a_stuck_port() -> Duration {
     let env = vec![("VIRTIO_FORWARDER_TEST_VF_START_DELAY_MS".to_owned(), "stuck:60000".to_owned())];
     let mut daemon = Daemon::with(Options { env, ..Options::default() });
     let mut guest = Guest::connect(&daemon.attach("port", "soft:loop", 1), &Plan::default());
@@ -100,11 +130,11 @@ fn sigterm_beside_a_stuck_port() {
     let status = daemon.wait(Duration::from_secs(10));
     let took = start.elapsed();
     assert!(status.success(), "{status} after SIGTERM:\n{}", daemon.log());
-    assert!(took < Duration::from_millis(1500), "SIGTERM took {took:?}");
     let named = |line: &str| line.contains("ERROR") && line.contains("stuck") && !line.contains("port=port");
     assert!(daemon.log().lines().any(named), "{}", daemon.log());
     // The other one was closed as ever.
     assert!(!daemon.socket("port.sock").exists());
+    took
 }
 
 /// As above, while the port's lanes are out: the cores go on with them until the process ends, so DPDK must, too.
@@ -119,8 +149,8 @@ fn sigterm_beside_a_stuck_port_whose_lanes_are_out() {
     guest.pairs[0].tx.send(&[0x42; 600]);
     guest.pairs[0].tx.flush();
     until("its lanes are out", || daemon.lanes("stuck").guest_to_vf.packets > 0);
-    // The port looks at its VF once a second.
-    std::thread::sleep(Duration::from_millis(1500));
+    // The port looks at its VF once a second: by now it does, and is stuck, also where its thread had to wait.
+    std::thread::sleep(Duration::from_secs(4));
     assert!(daemon.lanes("stuck").vf_to_guest != before, "net_null has frames at all times");
     daemon.signal(rustix::process::Signal::TERM);
     let status = daemon.wait(Duration::from_secs(10));
@@ -137,6 +167,10 @@ struct SlowReader {
 }
 
 impl SlowReader {
+    /// Between two answers that it reads. A front end is given up after 200 ms without one: the rest is for a
+    /// machine that lets this thread wait.
+    const PAUSE: Duration = Duration::from_millis(70);
+
     /// The port's thread waits for room for its answers when this returns.
     fn on(daemon: &Daemon, socket: &Path) -> Self {
         let front = FrontEnd::connect(socket);
@@ -149,16 +183,17 @@ impl SlowReader {
             for round in 0.. {
                 while front.send_bytes(&ask, &[]).is_ok() {}
                 if round == 4 {
-                    began.send(()).expect("the test waits");
+                    let _ = began.send(());
                 }
-                std::thread::sleep(Duration::from_millis(150));
+                std::thread::sleep(Self::PAUSE);
                 let read = front.receive();
                 if stopped.load(Ordering::Relaxed) || read.is_err() {
                     break;
                 }
             }
         });
-        begun.recv().expect("it reads");
+        // Or it was given up before: who looks will see.
+        let _ = begun.recv();
         Self { stop, thread }
     }
 
@@ -170,46 +205,51 @@ impl SlowReader {
 
 #[test]
 fn a_vmm_that_reads_slowly_delays_its_port_only_a_little() {
-    let daemon = Daemon::start();
-    let socket = daemon.attach("port", "soft:loop", 1);
-    let limit = Duration::from_secs(1);
+    once_of_several(|| {
+        let daemon = Daemon::start();
+        let socket = daemon.attach("port", "soft:loop", 1);
+        let reader = SlowReader::on(&daemon, &socket);
+        let params = serde_json::json!({
+            "id": "port", "vfs": ["soft:loop"], "queue_pairs": 1, "socket": {"path": socket, "mode": "0600"},
+        });
+        let start = Instant::now();
+        assert_eq!(daemon.call("port.attach", params).expect("attach")["changed"], true);
+        let changed = start.elapsed();
+        let stayed = daemon.show("port")["guest"]["guest"] == true;
+        let start = Instant::now();
+        daemon.detach("port");
+        let detached = start.elapsed();
+        reader.end();
 
-    let reader = SlowReader::on(&daemon, &socket);
-    let params = serde_json::json!({
-        "id": "port", "vfs": ["soft:loop"], "queue_pairs": 1, "socket": {"path": socket, "mode": "0600"},
+        let socket = daemon.attach("port", "soft:loop", 1);
+        let reader = SlowReader::on(&daemon, &socket);
+        let stopped = daemon.stop();
+        reader.end();
+        println!("beside a slow reader: a change {changed:?}, detach {detached:?}, SIGTERM {stopped:?}");
+        if !stayed {
+            return Err("it was given up: slow is not gone".into());
+        }
+        quicker("a change", changed, LIMIT)?;
+        quicker("detach", detached, LIMIT)?;
+        quicker("SIGTERM", stopped, LIMIT)
     });
-    let start = Instant::now();
-    assert_eq!(daemon.call("port.attach", params).expect("attach")["changed"], true);
-    let changed = start.elapsed();
-    assert_eq!(daemon.show("port")["guest"]["guest"], true, "it is slow, not gone");
-    let start = Instant::now();
-    daemon.detach("port");
-    let detached = start.elapsed();
-    reader.end();
-
-    let socket = daemon.attach("port", "soft:loop", 1);
-    let reader = SlowReader::on(&daemon, &socket);
-    let stopped = daemon.stop();
-    reader.end();
-    println!("beside a slow reader: a change {changed:?}, detach {detached:?}, SIGTERM {stopped:?}");
-    assert!(changed < limit && detached < limit, "a change took {changed:?}, detach {detached:?}");
 }
 
 #[test]
 fn detach_of_a_port_whose_vmm_is_stuck() {
     let daemon = Daemon::start();
     let before = daemon.census();
-    let socket = daemon.attach("port", "soft:loop", 1);
-    let front = FrontEnd::connect(&socket);
-    front.stream().set_nonblocking(true).expect("non-blocking");
-    let ask = message(request::GET_FEATURES, VERSION, 0, &[]);
-    while front.send_bytes(&ask, &[]).is_ok() {}
-    let start = Instant::now();
-    daemon.detach("port");
-    assert!(start.elapsed() < Duration::from_secs(1), "detach took {:?}", start.elapsed());
-    assert!(!socket.exists(), "the socket file was left behind");
-    assert_eq!(daemon.ports(), Vec::<String>::new());
-    daemon.until_census(&before);
+    once_of_several(|| {
+        let socket = daemon.attach("port", "soft:loop", 1);
+        let _deaf = deaf(&socket);
+        let start = Instant::now();
+        daemon.detach("port");
+        let took = start.elapsed();
+        assert!(!socket.exists(), "the socket file was left behind");
+        assert_eq!(daemon.ports(), Vec::<String>::new());
+        daemon.until_census(&before);
+        quicker("detach", took, LIMIT)
+    });
     daemon.stop();
 }
 

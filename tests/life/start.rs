@@ -2,7 +2,6 @@
 
 use std::path::Path;
 use std::process::{Command, Output};
-use std::time::{Duration, Instant};
 
 use crate::support::daemon::{Daemon, Options};
 use crate::support::guest::{Guest, Plan};
@@ -23,14 +22,10 @@ fn text(output: &Output) -> String {
 #[test]
 fn a_second_daemon_on_a_control_socket_leaves_the_first_alone() {
     let daemon = Daemon::start();
-    let begin = Instant::now();
     let output = start(&daemon.control_socket(), &["--eal-arg=--no-such-option"]);
-    let took = begin.elapsed();
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     let text = text(&output);
     assert!(text.contains("--control-socket") && !text.contains("EAL"), "{text}");
-    // Generous: the machine may be busy. The EAL alone takes longer than the refusal.
-    assert!(took < Duration::from_secs(1), "{took:?}");
     assert!(daemon.control().call("info", serde_json::json!({})).is_ok(), "the first one's socket is its own");
     daemon.stop();
 }

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 
 use proptest::prelude::*;
-use virtio_forwarder::ring::{BURST, NetHeader, RingAddresses, RingConfig, RxRing, TxRing};
+use virtio_forwarder::ring::{BURST, IN_FLIGHT, NetHeader, RingAddresses, RingConfig, RxRing, TxRing};
 
 use super::testing::packed::{AVAIL, DESC, DISABLE, Driver, ENABLE, Place, USED, bytes};
 use super::testing::{Descriptor, GPA, INDIRECT, Memory, NEXT, WRITE};
@@ -414,6 +414,20 @@ fn config(driver: &Driver, setup: &Setup) -> RingConfig {
     }
 }
 
+/// Of a ring that goes on where another one stopped.
+fn successor(driver: &Driver, setup: &Setup, position: u16) -> RingConfig {
+    RingConfig { base: position, ..config(driver, setup) }
+}
+
+/// Lies make a ring that contradicts itself: `None` if it was refused after some.
+fn unless_lied_to<R>(ring: virtio_forwarder::Result<R>, acts: &[Act]) -> Option<R> {
+    match ring {
+        Ok(ring) => Some(ring),
+        Err(_) if acts.iter().any(is_lie) => None,
+        Err(error) => panic!("{error}"),
+    }
+}
+
 /// Everything but what the device asks of the driver: the model leaves that alone.
 fn image(driver: &Driver) -> Vec<u8> {
     let mut image = driver.get(0, LEN);
@@ -430,6 +444,20 @@ fn asked(driver: &Driver, setup: &Setup, wanted: bool, next: Place) -> bool {
     }
 }
 
+/// What a ring showed its driver, and where it is then.
+fn published(model: &mut Model, wanted: bool, position: u16) -> Result<(), TestCaseError> {
+    prop_assert_eq!(wanted, model.publish());
+    prop_assert_eq!(position, model.published.encode());
+    Ok(())
+}
+
+/// What a ring says, and asks of its driver, when it is to be kicked.
+fn kicks_enabled(driver: &Driver, setup: &Setup, model: &mut Model, ready: bool) -> Result<(), TestCaseError> {
+    prop_assert_eq!(ready, model.broken || model.is_ready(0));
+    prop_assert!(asked(driver, setup, true, model.next));
+    Ok(())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(1000))]
 
@@ -444,7 +472,7 @@ proptest! {
             drive(&mut b, act, 0, ring.position());
             match *act {
                 Act::Pop(max) => {
-                    let max = max.min(BURST - ring.in_flight());
+                    let max = max.min(BURST).min(IN_FLIGHT - ring.in_flight());
                     let mut popped = 0;
                     while popped < max {
                         let Ok(n) = ring.pop(max - popped) else {
@@ -475,22 +503,17 @@ proptest! {
                     ring.rewind();
                     model.rewind();
                     prop_assert_eq!(ring.publish(), model.publish());
-                    let config = RingConfig { base: ring.position(), ..config(&a, &setup) };
-                    ring = match TxRing::new(ours(&a), &config) {
-                        Ok(ring) => ring,
-                        // Lies make a ring that contradicts itself.
-                        Err(_) if acts.iter().any(is_lie) => return Ok(()),
-                        Err(error) => panic!("{error}"),
-                    };
-                    model.broken = false;
+                    let next = TxRing::new(ours(&a), &successor(&a, &setup, ring.position()));
+                    let Some(next) = unless_lied_to(next, &acts) else { return Ok(()) };
+                    (ring, model.broken) = (next, false);
                 }
                 Act::Used => {
-                    prop_assert_eq!(ring.publish(), model.publish());
-                    prop_assert_eq!(ring.position(), model.published.encode());
+                    let wanted = ring.publish();
+                    published(&mut model, wanted, ring.position())?;
                 }
                 Act::Kicks(true) => {
-                    prop_assert_eq!(ring.enable_kicks(), model.broken || model.is_ready(0));
-                    prop_assert!(asked(&a, &setup, true, model.next));
+                    let ready = ring.enable_kicks();
+                    kicks_enabled(&a, &setup, &mut model, ready)?;
                 }
                 Act::Kicks(false) => {
                     ring.disable_kicks();
@@ -522,21 +545,17 @@ proptest! {
                 }
                 Act::Restart => {
                     prop_assert_eq!(ring.publish(), model.publish());
-                    let config = RingConfig { base: ring.position(), ..config(&a, &setup) };
-                    ring = match RxRing::new(ours(&a), &config) {
-                        Ok(ring) => ring,
-                        Err(_) if acts.iter().any(is_lie) => return Ok(()),
-                        Err(error) => panic!("{error}"),
-                    };
-                    model.broken = false;
+                    let next = RxRing::new(ours(&a), &successor(&a, &setup, ring.position()));
+                    let Some(next) = unless_lied_to(next, &acts) else { return Ok(()) };
+                    (ring, model.broken) = (next, false);
                 }
                 Act::Used => {
-                    prop_assert_eq!(ring.publish(), model.publish());
-                    prop_assert_eq!(ring.position(), model.published.encode());
+                    let wanted = ring.publish();
+                    published(&mut model, wanted, ring.position())?;
                 }
                 Act::Kicks(true) => {
-                    prop_assert_eq!(ring.enable_kicks(), model.broken || model.is_ready(0));
-                    prop_assert!(asked(&a, &setup, true, model.next));
+                    let ready = ring.enable_kicks();
+                    kicks_enabled(&a, &setup, &mut model, ready)?;
                 }
                 Act::Kicks(false) => ring.disable_kicks(),
                 _ => {}

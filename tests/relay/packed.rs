@@ -104,8 +104,11 @@ fn a_daemon_that_sleeps_is_kicked() {
         let mut flows = Flows::new(1).window(20);
         // 17 a time: every slot comes to be the one that is asked for.
         for round in 0..60 {
-            let before = guest.pairs[0].tx.queue.kicks;
-            std::thread::sleep(std::time::Duration::from_millis(20));
+            let queue = &guest.pairs[0].tx.queue;
+            let before = queue.kicks;
+            // However late its core comes to it; and then it is given a moment to fall asleep.
+            until("the daemon asks for kicks", || queue.packed.as_ref().expect("a packed ring").asks_for_kicks());
+            std::thread::sleep(std::time::Duration::from_millis(5));
             flows.exchange(&mut guest, &[0], 17, 300);
             assert!(guest.pairs[0].tx.queue.kicks > before, "round {round}: it slept and was not kicked");
         }

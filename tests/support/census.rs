@@ -63,6 +63,23 @@ pub fn anonymous_kib(pid: u32) -> u64 {
     field(&fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).expect("the process runs"), "Anonymous:")
 }
 
+/// Runs spans of equal work until memory stays level over one of them: a leak costs something in every span, a heap
+/// that comes to be arranged differently in one or another.
+#[track_caller]
+pub fn memory_stays_level(measure: impl Fn() -> u64, leak_kib: u64, mut span: impl FnMut()) {
+    const SPANS: usize = 4;
+    let mut seen = vec![measure()];
+    while seen.len() <= SPANS {
+        span();
+        seen.push(measure());
+        if seen[seen.len() - 1] < seen[seen.len() - 2] + leak_kib {
+            println!("anonymous memory after each span, in KiB: {seen:?}");
+            return;
+        }
+    }
+    panic!("memory grows by {leak_kib} KiB and more in each span: {seen:?}");
+}
+
 /// Hugepages that a process has in use, in KiB. What others do meanwhile does not count.
 pub fn huge_kib(pid: u32) -> u64 {
     let maps = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).expect("the process runs");

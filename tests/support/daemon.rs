@@ -230,7 +230,7 @@ impl Daemon {
             if now == *before {
                 return;
             }
-            if start.elapsed() > Duration::from_secs(5) {
+            if start.elapsed() > PATIENCE {
                 assert_eq!(now, *before, "left behind (now, before)");
             }
             std::thread::sleep(Duration::from_millis(5));
@@ -242,15 +242,15 @@ impl Daemon {
         kill_process(pid, signal).expect("signal our own child");
     }
 
-    /// SIGTERM: has to exit with 0 within a second. How long it took.
+    /// SIGTERM: has to exit with 0, and leave nothing behind. How long it took: the tests of signals look at that,
+    /// in several tries. Every test comes here, so for all the others there is room for a busy machine.
     #[track_caller]
     pub fn stop(mut self) -> Duration {
         let start = Instant::now();
         self.signal(Signal::TERM);
-        let status = self.wait(Duration::from_secs(5));
+        let status = self.wait(Duration::from_secs(10));
         let took = start.elapsed();
         assert!(status.success(), "{status} after SIGTERM:\n{}", self.log());
-        assert!(took < Duration::from_secs(1), "SIGTERM took {took:?}");
         let left: Vec<_> = fs::read_dir(self.dir.path().join("sockets"))
             .expect("socket directory")
             .map(|entry| entry.expect("entry").path())

@@ -16,6 +16,7 @@ pub mod queue;
 pub mod rx;
 pub mod tap;
 pub mod testpmd;
+pub mod tries;
 pub mod tx;
 pub mod vm;
 
@@ -23,7 +24,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// How long anything may take on a busy machine before a test calls it stuck.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Ends the test with a visible reason when the machine lacks something. `scripts/test` counts these lines.
 macro_rules! skip {

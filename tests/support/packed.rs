@@ -101,11 +101,21 @@ impl Packed {
         }
     }
 
+    /// What the device asks for: the position of its interest, and the flags.
+    fn wish(&self) -> (u16, u16) {
+        let word: u32 = self.region.load(self.device, Ordering::Relaxed);
+        (word as u16, (word >> 16) as u16)
+    }
+
+    /// Whether it wants to be kicked, for this or that: it sleeps, or is about to.
+    pub fn asks_for_kicks(&self) -> bool {
+        self.wish().1 != EVENT_DISABLE
+    }
+
     /// Whether the device wants to be kicked for what was published since the last time.
     pub fn kick_wanted(&mut self) -> bool {
         fence(Ordering::SeqCst);
-        let word: u32 = self.region.load(self.device, Ordering::Relaxed);
-        let (event, flags) = (word as u16, (word >> 16) as u16);
+        let (event, flags) = self.wish();
         let mut news = std::mem::replace(&mut self.kicked, self.avail)..self.avail;
         match flags {
             EVENT_DISABLE => false,

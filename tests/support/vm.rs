@@ -21,10 +21,10 @@ use std::time::{Duration, Instant};
 
 /// From the start of QEMU to the guest's shell. Two to three seconds on an idle machine without KVM;
 /// poll cores that share its CPUs slow it down.
-const BOOT_TIMEOUT: Duration = Duration::from_secs(90);
+const BOOT_TIMEOUT: Duration = Duration::from_secs(240);
 
 /// A command in the guest, unless [`Vm::run_within`] says otherwise.
-const RUN_TIMEOUT: Duration = Duration::from_secs(60);
+const RUN_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// The QEMU releases that `scripts/setup` unpacks below `build/`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

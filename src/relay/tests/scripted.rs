@@ -25,6 +25,8 @@ pub struct Script {
     pub lends_from: usize,
     /// Lent frames are not returned until told.
     pub keeps: bool,
+    /// Then how often the lane asks before they are.
+    pub asks: Option<usize>,
     /// Lent and not returned, as they were when they were sent.
     pub out: VecDeque<(Lent, Vec<u8>)>,
     lent: u32,
@@ -57,6 +59,7 @@ impl ScriptedTx {
             sent: Vec::new(),
             lends_from: usize::MAX,
             keeps: false,
+            asks: None,
             out: VecDeque::new(),
             // About to wrap.
             lent: u32::MAX - 100,
@@ -133,7 +136,11 @@ impl TxQueue for ScriptedTx {
 
     fn returned(&mut self) -> u32 {
         let mut script = self.script();
-        if !script.keeps {
+        let asked = script.asks.as_mut().is_some_and(|left| {
+            *left = left.saturating_sub(1);
+            *left == 0
+        });
+        if !script.keeps || asked {
             let all = script.out.len();
             script.give_back(all);
         }

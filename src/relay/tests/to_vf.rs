@@ -234,18 +234,15 @@ fn a_ring_waits_for_the_frames_it_lent() {
     (rig.vf.script().lends_from, rig.vf.script().keeps) = (0, true);
     rig.offer(0, 40, What::Good);
     rig.turn();
-    let vf = rig.vf.clone();
-    let back = std::thread::spawn(move || {
-        std::thread::sleep(Duration::from_millis(5));
-        vf.script().give_back(40);
-    });
+    rig.vf.script().asks = Some(2);
     assert_eq!(rig.lane.remove_ring(0), Some(40));
-    back.join().unwrap();
+    rig.vf.script().asks = None;
     rig.offer(1, 40, What::Good);
     rig.turn();
     let start = Instant::now();
     assert_eq!(rig.lane.remove_ring(1), Some(0), "the guest's next start sends them again");
-    assert!((100..1000).contains(&start.elapsed().as_millis()), "the VMM waits meanwhile");
+    // The VMM waits meanwhile. Much longer than the lane does, where the machine is busy.
+    assert!((100..5000).contains(&start.elapsed().as_millis()), "{:?}", start.elapsed());
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::ops::{Deref, Range};
 use std::sync::atomic::{Ordering, fence};
 
-use super::{Descriptor, HEADER, Memory, NEXT, WRITE};
+use super::{Buffers, Descriptor, HEADER, Memory, NEXT, WRITE};
 
 pub const AVAIL: u16 = 1 << 7;
 pub const USED: u16 = 1 << 15;
@@ -252,14 +252,13 @@ pub fn passes(old: Place, new: Place, event: Place, size: u16) -> bool {
 #[derive(Debug)]
 pub struct Sender {
     pub ring: Driver,
-    at: usize,
-    buffer: usize,
+    buffers: Buffers,
 }
 
 impl Sender {
     /// Buffers of `buffer` bytes, from `at` on.
     pub fn new(ring: Driver, at: usize, buffer: usize) -> Self {
-        Self { ring, at, buffer }
+        Self { ring, buffers: Buffers::new(at, buffer) }
     }
 
     /// Frames that can be sent before some are taken back.
@@ -269,13 +268,10 @@ impl Sender {
 
     /// Offers a frame; [`Driver::publish`] shows it. There is room.
     pub fn send(&mut self, header: &[u8; HEADER], frame: &[u8]) {
-        assert!(self.room() > 0 && HEADER + frame.len() <= self.buffer);
+        assert!(self.room() > 0);
         let id = self.ring.avail.index;
-        let at = self.at + usize::from(id) * self.buffer;
-        self.ring.put(at, header);
-        self.ring.put(at + HEADER, frame);
-        let gpa = self.ring.gpa(at);
-        self.ring.offer(id, &[Descriptor::new(gpa, (HEADER + frame.len()) as u32, 0, 0)]);
+        let filled = self.buffers.fill(&self.ring, id, header, frame);
+        self.ring.offer(id, &[filled]);
     }
 
     /// Takes back what the device has used, which must be in order, each once. Returns how many.
@@ -293,22 +289,21 @@ impl Sender {
 #[derive(Debug)]
 pub struct Receiver {
     pub ring: Driver,
-    at: usize,
-    buffer: usize,
+    buffers: Buffers,
 }
 
 impl Receiver {
     /// Buffers of `buffer` bytes, from `at` on.
     pub fn new(ring: Driver, at: usize, buffer: usize) -> Self {
-        Self { ring, at, buffer }
+        Self { ring, buffers: Buffers::new(at, buffer) }
     }
 
     /// Posts up to `n` buffers, as many as there are.
     pub fn post(&mut self, n: usize) {
         for _ in 0..n.min(self.ring.room().into()) {
             let id = self.ring.avail.index;
-            let gpa = self.ring.gpa(self.at + usize::from(id) * self.buffer);
-            self.ring.offer(id, &[Descriptor::new(gpa, self.buffer as u32, WRITE, 0)]);
+            let empty = self.buffers.empty(&self.ring, id);
+            self.ring.offer(id, &[empty]);
         }
         self.ring.publish();
     }
@@ -322,7 +317,6 @@ impl Receiver {
     pub fn receive(&mut self) -> Option<Vec<u8>> {
         let (id, len, batch) = self.ring.take_used()?;
         assert_eq!(batch, 1, "each has a length of its own");
-        let at = self.at + usize::from(id) * self.buffer;
-        Some(self.ring.get(at + HEADER, len as usize - HEADER))
+        Some(self.buffers.frame(&self.ring, id, len))
     }
 }
