@@ -15,9 +15,9 @@ uint16_t shim_tx_prepare(uint16_t port, uint16_t queue, struct rte_mbuf **mbufs,
 	return rte_eth_tx_prepare(port, queue, mbufs, n);
 }
 
-int shim_pktmbuf_alloc_bulk(struct rte_mempool *pool, struct rte_mbuf **mbufs, unsigned int n)
+int shim_mempool_get_bulk(struct rte_mempool *pool, struct rte_mbuf **mbufs, unsigned int n)
 {
-	return rte_pktmbuf_alloc_bulk(pool, mbufs, n);
+	return rte_mempool_get_bulk(pool, (void **)mbufs, n);
 }
 
 void shim_pktmbuf_free(struct rte_mbuf *mbuf)

@@ -160,12 +160,9 @@ impl EthdevVf {
         let room = data_room(config.mtu).max(quirks::least_data_room(&self.spec));
         let (tx_room, tx_max) = self.tx_sizes(&info, room);
         let per_queue = u32::from(tx_descriptors) + if info.segments() { 1536 } else { 512 };
-        let shared = match self.caps.lends {
-            true => None,
-            false => Some(Arc::new(Pool::send(u32::from(queues) * per_queue - 1, tx_room, node)?)),
-        };
+        let send = Arc::new(Pool::send(u32::from(queues) * per_queue - 1, tx_room, node)?);
         let (mut tx, mut rx) = (Vec::new(), Vec::new());
-        let mut pools = Vec::new();
+        let mut pools = vec![Arc::clone(&send)];
         for queue in 0..queues {
             // SAFETY: the default configuration of the driver (null).
             let rc = unsafe {
@@ -178,16 +175,17 @@ impl EthdevVf {
                 )
             };
             self.check("rte_eth_tx_queue_setup", rc, QUEUE_SETUP)?;
-            let pool = match &shared {
-                Some(pool) => Arc::clone(pool),
-                None => Arc::new(Pool::lending(per_queue, tx_room, node)?),
+            let shells = match self.caps.lends {
+                true => Some(Arc::new(Pool::shells(per_queue, node)?)),
+                false => None,
             };
-            pools.push(Arc::clone(&pool));
+            pools.extend(shells.clone());
             tx.push(EthdevTx {
                 port: self.port,
                 queue,
-                pool,
+                pool: Arc::clone(&send),
                 stash: ArrayVec::new(),
+                shells,
                 room: tx_room.into(),
                 min: self.min_frame(),
                 max: tx_max as usize,

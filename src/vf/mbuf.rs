@@ -109,10 +109,13 @@ impl Mbuf {
     }
 
     /// Copies the next `len` bytes of `source` into this empty segment, and zeros up to `padded`.
+    ///
+    /// # Safety
+    /// It has room for `padded` bytes, and `len <= padded`.
     #[inline]
-    fn fill(self, source: &mut impl Gather, len: usize, padded: usize) {
-        assert!(len <= padded && padded <= self.room());
-        // SAFETY: checked to lie in the buffer, which is ours alone; DPDK's memory is initialised.
+    unsafe fn fill(self, source: &mut impl Gather, len: usize, padded: usize) {
+        debug_assert!(len <= padded && padded <= self.room());
+        // SAFETY: in the buffer, as promised, which is ours alone; DPDK's memory is initialised.
         let bytes = unsafe { std::slice::from_raw_parts_mut(self.data(), padded) };
         source.copy_next(&mut bytes[..len]);
         if len < padded {
@@ -128,12 +131,13 @@ impl Mbuf {
     /// # Safety
     /// A free mbuf: one segment, no next, one reference, its own buffer.
     #[inline]
-    pub(super) unsafe fn freshen(self) {
-        // SAFETY: data_off is 16 bits, ol_flags 64; tx_offload counts only with flags.
+    pub(super) unsafe fn fresh(self) -> Self {
+        // SAFETY: data_off is 16 bits, ol_flags 64; tx_offload and the VLAN tag count only with flags.
         unsafe {
             self.set(dpdk_sys::SHIM_MBUF_DATA_OFF, dpdk_sys::SHIM_HEADROOM as u16);
             self.set(dpdk_sys::SHIM_MBUF_OL_FLAGS, 0_u64);
         }
+        self
     }
 
     /// The buffer that was allocated with it, of a pool with [`LENT_PRIV`].
@@ -252,7 +256,10 @@ impl TxMbuf {
         // Owned at once, so that a dry pool in the middle gives back what was taken.
         let frame = Self(alloc()?);
         let first = len.min(room);
-        frame.0.fill(source, first, first.max(min));
+        let padded = first.max(min);
+        assert!(padded <= room);
+        // SAFETY: `room` bytes by this function's contract.
+        unsafe { frame.0.fill(source, first, padded) };
         let (mut last, mut left, mut segments) = (frame.0, len - first, 1u16);
         while left > 0 {
             let segment = alloc()?;
@@ -263,7 +270,8 @@ impl TxMbuf {
                 frame.0.set(dpdk_sys::SHIM_MBUF_NB_SEGS, segments);
             }
             let n = left.min(room);
-            segment.fill(source, n, n);
+            // SAFETY: at most `room` bytes.
+            unsafe { segment.fill(source, n, n) };
             (last, left) = (segment, left - n);
         }
         // SAFETY: rte_mbuf.pkt_len is 32 bits.
@@ -274,7 +282,7 @@ impl TxMbuf {
     /// A frame that stays where it is: `fresh` is pointed to it.
     ///
     /// # Safety
-    /// `fresh` is a fresh mbuf of a lending pool; the range stays mapped until the mbuf is back.
+    /// `fresh` is a fresh shell; the range stays mapped until the mbuf is back.
     pub(super) unsafe fn over(fresh: Mbuf, frame: HostRange) -> Self {
         // SAFETY: as promised.
         unsafe { fresh.lend(frame.as_ptr(), frame.len() as u16) };
@@ -297,7 +305,7 @@ impl Drop for TxMbuf {
     /// Without having been sent: not among those that came back.
     fn drop(&mut self) {
         if self.is_lent() {
-            // SAFETY: only mbufs of lending pools are lent.
+            // SAFETY: only shells are lent.
             unsafe { self.0.restore() };
         }
         self.0.free();
@@ -385,6 +393,8 @@ fn prepare_segmentation(frame: &mut [u8], offload: &TxOffload) {
 #[derive(Debug)]
 pub struct RxMbuf {
     mbuf: Mbuf,
+    /// Its data is in a buffer of the guest's.
+    placed: bool,
     pool: *mut dpdk_sys::rte_mempool,
     stack: NonNull<Stack>,
 }
@@ -397,15 +407,9 @@ impl RxMbuf {
     /// `mbuf` was just received from the queue whose pool is `pool`, with the free mbufs in `stack`.
     #[inline]
     pub(super) unsafe fn new(mbuf: Mbuf, pool: *mut dpdk_sys::rte_mempool, stack: NonNull<Stack>) -> Self {
-        Self { mbuf, pool, stack }
-    }
-}
-
-impl RxMbuf {
-    /// In a buffer of the guest's. Mbufs of other pools never are.
-    #[inline]
-    fn is_placed(&self) -> bool {
-        self.mbuf.pool() == self.pool && self.mbuf.is_elsewhere()
+        // Mbufs of other pools never are.
+        let placed = mbuf.pool() == pool && mbuf.is_elsewhere();
+        Self { mbuf, placed, pool, stack }
     }
 }
 
@@ -434,7 +438,7 @@ impl RxPacket for RxMbuf {
     }
 
     fn head(&self) -> &[u8] {
-        if self.is_placed() {
+        if self.placed {
             return &[];
         }
         // SAFETY: the driver wrote data_len bytes; the mbuf is ours while `self` lives.
@@ -452,7 +456,7 @@ impl RxPacket for RxMbuf {
 
     #[inline]
     fn placed_at(&self) -> Option<usize> {
-        self.is_placed().then(|| self.mbuf.data().addr())
+        self.placed.then(|| self.mbuf.data().addr())
     }
 
     fn checksum_good(&self) -> bool {

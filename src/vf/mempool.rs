@@ -8,13 +8,13 @@
 //! lock; debug builds panic when two threads are inside at once. Some of its mbufs may point to buffers that the guest
 //! has posted: those are handed out first, in order, and get their own buffer back when they are put.
 //!
-//! A **send pool** is an ordinary `rte_pktmbuf_pool` (ring, per-lcore caches) where the driver may
-//! free a sent mbuf on any thread: net_ring hands it to whoever polls the other end.
+//! A **send pool** is an ordinary `rte_pktmbuf_pool` (ring, per-lcore caches): the driver may
+//! free a sent mbuf on any thread. net_ring hands it to whoever polls the other end.
 //!
-//! A **lending pool** is the send pool of one transmit queue whose driver frees what it has sent on the
+//! A **pool of shells** belongs to one transmit queue whose driver frees what it has sent on the
 //! thread that sends, and in time (see [`super::zero_copy`]). It has our ops and the same owner rule as a
-//! receive pool. Its mbufs can be pointed into guest memory; when one comes back, it gets its own buffer back
-//! and is counted: so the driver's put *is* the completion queue.
+//! receive pool. Its mbufs are pointed into guest memory; when one comes back, it is counted: so the driver's put *is*
+//! the completion queue. What is copied is in mbufs of the send pool also there: their way is shorter.
 
 use std::ffi::{CString, c_int, c_uint, c_void};
 use std::mem;
@@ -280,9 +280,9 @@ impl Pool {
         Ok(pool)
     }
 
-    /// A lending pool of `size` mbufs with `room` bytes each behind the headroom.
-    pub(super) fn lending(size: u32, room: u16, node: c_int) -> Result<Self> {
-        Self::receive(size, room, node)
+    /// A pool of `size` shells: mbufs without room of their own.
+    pub(super) fn shells(size: u32, node: c_int) -> Result<Self> {
+        Self::receive(size, 0, node)
     }
 
     /// Of a fresh pool with our ops: lets each mbuf know its own buffer.

@@ -1,7 +1,7 @@
 //! Receive and transmit queues of an ethdev, as a lane uses them.
 
 use std::os::fd::BorrowedFd;
-use std::ptr;
+use std::ptr::{self, NonNull};
 use std::sync::Arc;
 
 use arrayvec::ArrayVec;
@@ -19,9 +19,12 @@ use crate::ring::{BURST, Gather};
 pub struct EthdevTx {
     pub(super) port: u16,
     pub(super) queue: u16,
+    /// Of what is copied.
     pub(super) pool: Arc<Pool>,
-    /// Fresh mbufs, so that the pool is asked once per burst.
+    /// Free mbufs of it, so that it is asked once per burst.
     pub(super) stash: ArrayVec<*mut dpdk_sys::rte_mbuf, BURST>,
+    /// Of what is lent, if the driver is good for that.
+    pub(super) shells: Option<Arc<Pool>>,
     /// Bytes of a frame that fit one mbuf.
     pub(super) room: usize,
     /// Shortest frame the device takes safely; shorter ones are padded.
@@ -47,35 +50,35 @@ const LEND_FROM: usize = 256;
 unsafe impl Send for EthdevTx {}
 
 impl EthdevTx {
-    /// A fresh mbuf. When the pool has less than a burst left, what it has.
+    /// A fresh mbuf.
     #[inline]
     fn alloc(stash: &mut ArrayVec<*mut dpdk_sys::rte_mbuf, BURST>, pool: &Pool) -> Option<Mbuf> {
-        match pool.stack() {
-            // SAFETY: whoever owns the queue owns its lending pool; what comes is ours alone, and as free mbufs are.
-            Some(stack) => unsafe {
-                let mbuf = Mbuf::new(Stack::get_one(stack)?.cast().as_ptr());
-                mbuf.freshen();
-                Some(mbuf)
-            },
-            None => Self::alloc_shared(stash, pool),
+        if stash.is_empty() {
+            Self::refill(stash, pool);
+        }
+        // SAFETY: from the pool, ours alone, and as free mbufs are.
+        stash.pop().map(|raw| unsafe { Mbuf::new(raw).fresh() })
+    }
+
+    /// When the pool has less than a burst left, what it has.
+    #[cold]
+    fn refill(stash: &mut ArrayVec<*mut dpdk_sys::rte_mbuf, BURST>, pool: &Pool) {
+        let mut n = BURST;
+        while n > 0 {
+            // SAFETY: the stash has room for BURST, and is empty; the pool is live. DPDK writes n pointers or fails.
+            unsafe {
+                if dpdk_sys::shim_mempool_get_bulk(pool.raw(), stash.as_mut_ptr(), n as u32) == 0 {
+                    return stash.set_len(n);
+                }
+            }
+            n /= 2;
         }
     }
 
-    fn alloc_shared(stash: &mut ArrayVec<*mut dpdk_sys::rte_mbuf, BURST>, pool: &Pool) -> Option<Mbuf> {
-        if stash.is_empty() {
-            let mut n = BURST;
-            // SAFETY: the stash has room for BURST, and is empty; the pool is live.
-            while unsafe { dpdk_sys::shim_pktmbuf_alloc_bulk(pool.raw(), stash.as_mut_ptr(), n as u32) } != 0 {
-                n /= 2;
-                if n == 0 {
-                    return None;
-                }
-            }
-            // SAFETY: DPDK wrote n pointers.
-            unsafe { stash.set_len(n) };
-        }
-        // SAFETY: fresh from the pool.
-        stash.pop().map(|raw| unsafe { Mbuf::new(raw) })
+    /// Those free to be pointed into guest memory.
+    #[inline]
+    fn stack(&self) -> Option<NonNull<Stack>> {
+        self.shells.as_ref()?.stack()
     }
 
     /// Keeps a memory mapped as long as frames in it may be out. `false`: too many are kept already.
@@ -140,17 +143,22 @@ impl TxQueue for EthdevTx {
     }
 
     fn lends_from(&self) -> usize {
-        if self.pool.stack().is_some() { LEND_FROM } else { usize::MAX }
+        if self.shells.is_some() { LEND_FROM } else { usize::MAX }
     }
 
     fn lend(&mut self, frame: HostRange, memory: &Arc<GuestMemory>) -> Option<TxMbuf> {
-        if self.pool.stack().is_none() || frame.len() < self.min || frame.len() > self.room || !self.keep(memory) {
+        let stack = self.stack()?;
+        if frame.len() < self.min || frame.len() > self.room || !self.keep(memory) {
             return None;
         }
-        let fresh = Self::alloc(&mut self.stash, &self.pool)?;
+        // SAFETY: whoever owns the queue owns its shells; what comes is ours alone, and as free mbufs are; the memory is
+        // kept.
+        let frame = unsafe {
+            let shell = Mbuf::new(Stack::get_one(stack)?.cast().as_ptr());
+            TxMbuf::over(shell.fresh(), frame)
+        };
         self.staged += 1;
-        // SAFETY: fresh, of a lending pool; the memory is kept.
-        Some(unsafe { TxMbuf::over(fresh, frame) })
+        Some(frame)
     }
 
     fn lent(&self) -> u32 {
@@ -158,8 +166,8 @@ impl TxQueue for EthdevTx {
     }
 
     fn returned(&mut self) -> u32 {
-        match self.pool.stack() {
-            // SAFETY: whoever owns the queue owns its lending pool.
+        match self.stack() {
+            // SAFETY: whoever owns the queue owns its shells.
             Some(stack) => unsafe { Stack::returned(stack) },
             None => 0,
         }
