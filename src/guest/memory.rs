@@ -48,6 +48,16 @@ impl Span {
         let host = self.host.wrapping_add(offset as usize);
         Some(HostRange::new(host, len, gpa))
     }
+
+    /// `gpa..gpa + len`, if the region has all of it.
+    #[inline(always)]
+    pub(super) fn whole(&self, gpa: Gpa, len: u64) -> Option<HostRange> {
+        let offset = gpa.0.wrapping_sub(self.gpa);
+        if offset >= self.size || len > self.size - offset {
+            return None;
+        }
+        Some(HostRange::new(self.host.wrapping_add(offset as usize), len as usize, gpa))
+    }
 }
 
 /// An immutable table of mapped regions. A changed table is a new `GuestMemory` that shares the

@@ -27,6 +27,9 @@ unsafe impl Sync for HostRange {}
 struct Unaligned(u64);
 
 impl HostRange {
+    /// Nothing, nowhere.
+    pub(crate) const NONE: Self = Self { ptr: std::ptr::null_mut(), len: 0, gpa: Gpa(0) };
+
     /// `ptr..ptr + len` is mapped, and the guest sees it at `gpa`.
     pub(super) fn new(ptr: *mut u8, len: usize, gpa: Gpa) -> Self {
         Self { ptr, len, gpa }
@@ -70,6 +73,28 @@ impl HostRange {
     pub(super) fn at(&self, offset: usize, size: usize) -> *mut u8 {
         debug_assert!(offset <= self.len && size <= self.len - offset);
         self.ptr.wrapping_add(offset)
+    }
+
+    /// Asks for the cache line at `offset`, which may lie outside: it is to be read.
+    #[inline(always)]
+    pub(crate) fn prefetch(&self, offset: usize) {
+        #[cfg(target_arch = "x86_64")]
+        {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            // SAFETY: a prefetch has no effect but on caches, wherever it points.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(self.ptr.wrapping_add(offset).cast()) };
+        }
+    }
+
+    /// The same: it is to be written.
+    #[inline(always)]
+    pub(crate) fn prefetch_write(&self, offset: usize) {
+        #[cfg(target_arch = "x86_64")]
+        {
+            use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
+            // SAFETY: as above.
+            unsafe { _mm_prefetch::<_MM_HINT_ET0>(self.ptr.wrapping_add(offset).cast()) };
+        }
     }
 
     /// All of it. `memory` is where a look-up found it.

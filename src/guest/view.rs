@@ -41,7 +41,7 @@ impl View {
     /// The same, if all of `len` lies in the region that was hit last.
     #[inline(always)]
     pub(crate) fn again(&self, gpa: Gpa, len: u64) -> Option<HostRange> {
-        self.last.clip(gpa, len).filter(|range| range.len() as u64 == len)
+        self.last.whole(gpa, len)
     }
 
     /// The piece at `gpa`, if all of `len` lies in one region.

@@ -179,6 +179,7 @@ impl<Q: RxQueue> VfToGuest<Q> {
             self.stock(queue, turn);
             let mut burst = ArrayVec::new();
             moved += self.sources[queue].queue.receive(&mut burst);
+            self.expect(queue, burst.len());
             for packet in burst {
                 match packet.placed_at() {
                     Some(at) => self.accept(queue, at, &packet),
@@ -192,7 +193,7 @@ impl<Q: RxQueue> VfToGuest<Q> {
 
     /// Places a frame that came at `since` in a guest's ring, or holds it, or drops it.
     fn place(&mut self, queue: usize, packet: Q::Packet, since: Instant, turn: &Turn<'_>) {
-        let pair = match self.steering.ring_for(queue, packet.head()) {
+        let pair = match self.steering.ring_for(queue, &packet) {
             Ok(pair) => pair,
             Err(cause) => return self.tally.drop(cause, 1),
         };

@@ -29,6 +29,9 @@ pub(super) struct TxSeat<P> {
     pub(super) staged: ArrayVec<P, BURST>,
     /// What taking each of them finishes.
     ends: ArrayVec<End, BURST>,
+    /// Bytes of the frames that end with them; and whether one of them finishes anything but one frame.
+    bytes: u64,
+    odd: bool,
     /// Chains of this burst, and the next of them to stage.
     popped: usize,
     next: usize,
@@ -84,6 +87,8 @@ impl<P: TxPacket> TxSeat<P> {
             zero_copy: plan.zero_copy,
             staged: ArrayVec::new(),
             ends: ArrayVec::new(),
+            bytes: 0,
+            odd: false,
             popped: 0,
             next: 0,
             cutter,
@@ -164,12 +169,17 @@ impl<P: TxPacket> TxSeat<P> {
             if self.next == self.popped {
                 break;
             }
+            let most = self.staged.remaining_capacity().min(self.popped - self.next);
+            if (0..most).take_while(|_| self.stage_plain(queue, &mut copied)).count() > 0 {
+                continue;
+            }
             match self.stage_frame(queue, &mut copied) {
                 Ok(true) => {}
                 Ok(false) => break,
                 Err(cause) => {
                     dropped += 1;
                     self.next += 1;
+                    self.odd = true;
                     match (self.ends.last_mut(), cause) {
                         (Some(end), Cause::Oversize) => end.oversize += 1,
                         (Some(end), _) => end.malformed += 1,
@@ -182,6 +192,31 @@ impl<P: TxPacket> TxSeat<P> {
             }
         }
         dropped + copied / COPY_UNIT
+    }
+
+    /// Stages the chain `next`, if it is a frame for which nothing is asked. So nothing of it is looked at: the guest
+    /// may change it as it likes, and the VF may read it where it lies. `false`: it is none, or the VF's pool is dry.
+    #[inline]
+    fn stage_plain<Q: TxQueue<Packet = P>>(&mut self, queue: &mut Q, copied: &mut usize) -> bool {
+        let Some(mut frame) = self.ring.plain_frame(self.next) else { return false };
+        let len = frame.remaining();
+        if len > self.rules.max_wire_frame {
+            return false;
+        }
+        let lent = match self.zero_copy && len >= queue.lends_from() {
+            true => queue.lend(frame.place(), self.ring.memory()),
+            false => None,
+        };
+        let packet = match lent {
+            Some(packet) => packet,
+            None => {
+                let Some(packet) = queue.copy(&mut frame) else { return false };
+                *copied += len;
+                packet
+            }
+        };
+        self.stage_packet(packet, len);
+        true
     }
 
     /// Stages the chain `next`; `false` if the VF's pool is dry.
@@ -208,25 +243,10 @@ impl<P: TxPacket> TxSeat<P> {
         if len > self.rules.max_wire_frame && header.gso == Gso::None {
             return Err(Cause::Oversize);
         }
-        let plain = header.gso == Gso::None && !header.needs_csum;
-        // Nothing is asked for, so nothing of the frame was looked at: the guest may change it as it likes.
-        if plain
-            && self.zero_copy
-            && len >= queue.lends_from()
-            && let Some(piece) = frame.whole()
-            && let Some(packet) = queue.lend(piece, self.ring.memory())
-        {
-            self.stage_packet(packet, len);
-            return Ok(true);
-        }
         let Some(mut packet) = queue.copy(&mut frame) else {
             return Ok(false);
         };
         *copied += len;
-        if plain {
-            self.stage_packet(packet, len);
-            return Ok(true);
-        }
         match offload::judge(&header, packet.head(), len, &self.rules)? {
             Treatment::Plain => {}
             Treatment::Vf(offload) => packet.set_offload(&offload),
@@ -244,11 +264,13 @@ impl<P: TxPacket> TxSeat<P> {
     fn stage_packet(&mut self, packet: P, len: usize) {
         self.staged.push(packet);
         self.ends.push(End { frame: len as u32, ..End::default() });
+        self.bytes += len as u64;
         self.next += 1;
     }
 
     /// Stages segments of the chain `next` while there is room; `false` if the VF's pool is dry.
     fn stage_segments<Q: TxQueue<Packet = P>>(&mut self, queue: &mut Q) -> bool {
+        self.odd = true;
         while !self.staged.is_full() {
             let Some(packet) = queue.copy(&mut self.cutter.segment()) else {
                 return false;
@@ -297,6 +319,14 @@ impl<P: TxPacket> TxSeat<P> {
     /// The VF took the first `sent` staged packets; those with a bit in `refused` went nowhere. Returns how many
     /// chains that ends.
     fn accepted(&mut self, sent: usize, refused: u32, counters: &LaneCounters) -> usize {
+        if sent == self.ends.len() && refused == 0 && !self.odd {
+            self.ends.clear();
+            let bytes = std::mem::take(&mut self.bytes);
+            if sent > 0 {
+                counters.delivered(sent as u64, bytes);
+            }
+            return sent;
+        }
         let (mut frames, mut bytes, mut malformed, mut oversize, mut chains) = (0u64, 0u64, 0u64, 0u64, 0);
         for (place, end) in self.ends.drain(..sent).enumerate() {
             self.spoiled |= refused >> place & 1 != 0;
@@ -313,6 +343,8 @@ impl<P: TxPacket> TxSeat<P> {
             oversize += u64::from(end.oversize);
             chains += end.chains();
         }
+        self.bytes = self.ends.iter().map(|end| u64::from(end.frame)).sum();
+        self.odd &= !self.ends.is_empty();
         if frames > 0 {
             counters.delivered(frames, bytes);
         }
@@ -340,6 +372,7 @@ impl<P: TxPacket> TxSeat<P> {
     fn forget(&mut self) -> usize {
         self.staged.clear();
         self.ends.clear();
+        (self.bytes, self.odd) = (0, false);
         self.cutter.abandon();
         (self.cutting, self.spoiled, self.blocked_since) = (false, false, None);
         (self.popped, self.next) = (0, 0);

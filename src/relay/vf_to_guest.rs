@@ -86,6 +86,7 @@ struct Room {
 }
 
 impl RxSeat {
+    #[inline]
     fn header(&self, packet: &impl RxPacket) -> NetHeader {
         NetHeader { data_valid: self.guest_checksum && packet.checksum_good(), ..NetHeader::default() }
     }
@@ -110,10 +111,15 @@ pub(super) struct Steering {
 
 impl Steering {
     /// One VF queue per ring where that is possible; else a hash keeps each flow on one open ring.
-    pub(super) fn ring_for(&self, queue: usize, head: &[u8]) -> Result<usize, Cause> {
-        if let Some(pair) = self.direct[queue] {
-            return Ok(usize::from(pair));
+    #[inline]
+    pub(super) fn ring_for(&self, queue: usize, packet: &impl RxPacket) -> Result<usize, Cause> {
+        match self.direct[queue] {
+            Some(pair) => Ok(usize::from(pair)),
+            None => self.ring_among_open(packet.head()),
         }
+    }
+
+    fn ring_among_open(&self, head: &[u8]) -> Result<usize, Cause> {
         match self.open.as_slice() {
             [] => Err(self.closed.unwrap_or(Cause::NotReady)),
             [only] => Ok(usize::from(*only)),
@@ -180,13 +186,32 @@ impl<Q: RxQueue> VfToGuest<Q> {
     }
 
     /// Takes the buffers of a ring back from the queue they were posted to.
+    #[inline]
     pub(super) fn unstock(&mut self, pair: usize) {
-        let Some(seat) = self.seats[pair].as_mut().filter(|seat| seat.ring.reserved() > 0) else { return };
+        if self.seats[pair].as_ref().is_some_and(|seat| seat.ring.reserved() > 0) {
+            self.take_back(pair);
+        }
+    }
+
+    #[cold]
+    fn take_back(&mut self, pair: usize) {
+        let Some(seat) = &mut self.seats[pair] else { return };
         for source in self.sources.iter_mut().filter(|source| source.stocked == Some(pair as u8)) {
             source.queue.withdraw();
             source.stocked = None;
         }
         seat.ring.release();
+    }
+
+    /// So many frames came from a VF queue.
+    #[inline]
+    pub(super) fn expect(&mut self, queue: usize, frames: usize) {
+        if let Some(pair) = self.steering.direct[queue]
+            && let Some(seat) = &mut self.seats[usize::from(pair)]
+            && seat.ring.reserved() == 0
+        {
+            seat.ring.expect(frames);
+        }
     }
 
     /// A frame came into a posted buffer.

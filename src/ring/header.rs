@@ -70,7 +70,15 @@ impl NetHeader {
         }
     }
 
+    /// Whether an encoded header asks for nothing: neither a checksum nor segmentation.
+    #[inline]
+    pub(super) fn is_plain(bytes: &[u8; Self::LEN]) -> bool {
+        let [flags, gso_type, ..] = *bytes;
+        flags & F_NEEDS_CSUM | gso_type & !GSO_ECN == 0
+    }
+
     /// Encodes with `num_buffers`; a ten-byte header is its prefix.
+    #[inline]
     pub fn encode(&self, num_buffers: u16) -> [u8; Self::LEN] {
         let mut flags = 0;
         if self.needs_csum {
@@ -130,7 +138,9 @@ mod tests {
         for flags in 0..4 {
             for gso_type in 0..=255 {
                 let bytes = [flags, gso_type, 1, 2, 3, 4, 5, 6, 7, 8];
-                assert_eq!(NetHeader::decode(&bytes).encode(1)[..10], bytes);
+                let header = NetHeader::decode(&bytes);
+                assert_eq!(header.encode(1)[..10], bytes);
+                assert_eq!(NetHeader::is_plain(&header.encode(1)), !header.needs_csum && header.gso == Gso::None);
             }
         }
     }

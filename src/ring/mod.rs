@@ -31,7 +31,7 @@ use virtqueue::{Queue, Virtqueue, either};
 pub use config::{RingAddresses, RingConfig};
 pub use header::{Gso, NetHeader};
 pub use rx::{PushError, RxRing};
-pub use tx::{Frame, TxRing};
+pub use tx::{Frame, PlainFrame, TxRing};
 
 /// A guest's virtqueue, device side: what both directions have in common. `S` is what is theirs.
 #[derive(Debug)]
@@ -76,6 +76,9 @@ impl<S> Ring<S> {
         either!(&self.queue, queue => queue.memory())
     }
 }
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
 
 /// The most packets a burst has.
 pub const BURST: usize = 32;

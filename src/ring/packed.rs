@@ -27,6 +27,9 @@ const EVENT_FLAGS: u16 = 3;
 /// Length, buffer id and flags of a descriptor are one aligned word; the address is in front of it.
 const WORD: usize = 8;
 
+/// So many descriptors ahead their cache line is asked for.
+const AHEAD: usize = 8;
+
 const WRAP: u16 = 1 << 15;
 
 /// A place in the ring, with the wrap counter of its round (2.8.1).
@@ -51,6 +54,12 @@ impl Cursor {
             Some(index) => Self { index, ..self },
             None => Self { index: self.index + (size - slots), wrap: !self.wrap },
         }
+    }
+
+    /// Whether the flags of the descriptor there say that it is the device's.
+    #[inline]
+    fn is_available(self, flags: u16) -> bool {
+        flags & (AVAIL | USED) == if self.wrap { AVAIL } else { USED }
     }
 
     /// Index in bits 0 to 14, wrap counter in bit 15.
@@ -159,6 +168,35 @@ impl PackedRing {
         Descriptor::packed(addr, word)
     }
 
+    /// The usual chains from the next one on, at most `max`, as long as `take` wants them: how many, and where the one
+    /// behind them begins.
+    #[inline(always)]
+    fn simple_run<const WRITABLE: bool>(
+        &self,
+        max: usize,
+        mut take: impl FnMut(Token, HostRange) -> bool,
+    ) -> (u16, Cursor) {
+        let most = usize::from(self.size - self.staged - self.flying).min(max) as u16;
+        let (mut at, mut taken) = (self.next, 0);
+        while taken < most {
+            self.ring.prefetch((usize::from(at.index) + AHEAD) * DESCRIPTOR_LEN);
+            let word = self.word(at.index);
+            if !at.is_available((word >> 48) as u16) {
+                break;
+            }
+            // SAFETY: as in `word`.
+            let addr = unsafe { self.ring.read_u64(usize::from(at.index) * DESCRIPTOR_LEN) };
+            let descriptor = Descriptor::packed(addr, word);
+            let Some(buffer) = descriptor.simple::<WRITABLE>(&self.view) else { break };
+            if !take(Token { id: descriptor.link, slots: 1 }, buffer) {
+                break;
+            }
+            at = at.plus(1, self.size);
+            taken += 1;
+        }
+        (taken, at)
+    }
+
     /// The used descriptor of a chain whose first slot is at `at` (2.8.6).
     #[inline]
     fn used_word(at: Cursor, id: u16, len: u32) -> u64 {
@@ -218,9 +256,8 @@ impl Virtqueue for PackedRing {
         if ahead >= self.size - self.staged - self.flying {
             return false;
         }
-        let at = self.next.plus(ahead, self.size);
-        let flags = (self.word(at.index) >> 48) as u16;
-        (flags & AVAIL != 0) == at.wrap && (flags & USED != 0) != at.wrap
+        let at = if ahead == 0 { self.next } else { self.next.plus(ahead, self.size) };
+        at.is_available((self.word(at.index) >> 48) as u16)
     }
 
     #[inline]
@@ -258,9 +295,26 @@ impl Virtqueue for PackedRing {
 
     #[inline(always)]
     fn simple<const WRITABLE: bool>(&mut self, ahead: u16) -> Option<(Token, HostRange)> {
-        let descriptor = self.descriptor(self.next.plus(ahead, self.size).index);
+        let at = if ahead == 0 { self.next } else { self.next.plus(ahead, self.size) };
+        let descriptor = self.descriptor(at.index);
         let buffer = descriptor.simple::<WRITABLE>(&self.view)?;
         Some((Token { id: descriptor.link, slots: 1 }, buffer))
+    }
+
+    #[inline(always)]
+    fn peek_simple<const WRITABLE: bool>(&mut self, max: usize, mut see: impl FnMut(HostRange)) {
+        self.simple_run::<WRITABLE>(max, |_, buffer| {
+            see(buffer);
+            true
+        });
+    }
+
+    #[inline(always)]
+    fn take_simple<const WRITABLE: bool>(&mut self, max: usize, take: impl FnMut(Token, HostRange) -> bool) -> usize {
+        let (taken, at) = self.simple_run::<WRITABLE>(max, take);
+        self.next = at;
+        self.flying += taken;
+        taken.into()
     }
 
     #[inline]

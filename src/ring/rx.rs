@@ -6,7 +6,7 @@ use arrayvec::ArrayVec;
 
 use super::chain::{self, DESCRIPTORS, Stop};
 use super::virtqueue::{Queue, Token, Virtqueue, either};
-use super::{BURST, ChainFault, Gather, NetHeader, Ring, RingConfig, RingFault};
+use super::{BURST, ChainFault, Gather, LINE, NetHeader, Ring, RingConfig, RingFault};
 use crate::error::Result;
 use crate::guest::{GuestMemory, GuestSink, GuestStore, HostRange};
 
@@ -152,10 +152,9 @@ impl RxRing {
         let ahead = |to: &Reserved| (to.buffer.as_ptr().addr() + header_len).wrapping_sub(at);
         let is_there = |to: &Reserved| ahead(to) <= header_len;
         // The first, but for what a driver took and did not use.
-        let Some(skipped) = reserved.left().iter().position(is_there) else {
+        let Some((skipped, &reservation)) = reserved.left().iter().enumerate().find(|(_, to)| is_there(to)) else {
             return false;
         };
-        let reservation = reserved.left()[skipped];
         let Reserved { token, buffer } = reservation;
         let ahead = ahead(&reservation);
         if ahead > 0 {
@@ -194,6 +193,21 @@ impl RxRing {
         chain::toil(self.side.place.descriptors)
     }
 
+    /// So many frames are about to be pushed: asks for the cache lines that they will be written to. Writing to one after
+    /// the other would wait for each.
+    #[inline]
+    pub fn expect(&mut self, frames: usize) {
+        either!(&mut self.queue, queue => {
+            // A fault is found by the push, too.
+            if queue.look(false).is_ok() {
+                queue.peek_simple::<true>(frames, |buffer| {
+                    buffer.prefetch_write(0);
+                    buffer.prefetch_write(LINE);
+                });
+            }
+        });
+    }
+
     /// Copies one frame behind its header into the next buffer (several with MRG_RXBUF).
     /// On an error the source may have been read in part; the caller re-creates it for a retry.
     ///
@@ -223,12 +237,22 @@ fn reserve(
     queue.look(false)?;
     let mut budget = DESCRIPTORS;
     while !reserved.buffers.is_full() && queue.is_ready(0) {
-        if let Some((token, buffer)) = queue.simple::<true>(0) {
-            if buffer.len() < room || !post(buffer, queue.memory()) {
+        let before = reserved.buffers.len();
+        let taken = queue.take_simple::<true>(reserved.buffers.remaining_capacity(), |token, buffer| {
+            let holds = buffer.len() >= room;
+            if holds {
+                buffer.prefetch_write(0);
+                reserved.buffers.push(Reserved { token, buffer });
+            }
+            holds
+        });
+        if taken > 0 {
+            let posted = reserved.buffers[before..].iter().take_while(|new| post(new.buffer, queue.memory())).count();
+            reserved.buffers.truncate(before + posted);
+            if posted < taken {
+                queue.put_back((taken - posted) as u16);
                 break;
             }
-            queue.advance(token.slots);
-            reserved.buffers.push(Reserved { token, buffer });
             continue;
         }
         let mut first = None;

@@ -150,6 +150,26 @@ impl Virtqueue for SplitRing {
         Some((Token { id, slots: 1 }, buffer))
     }
 
+    #[inline(always)]
+    fn peek_simple<const WRITABLE: bool>(&mut self, max: usize, mut see: impl FnMut(HostRange)) {
+        let ready = usize::from(self.seen.wrapping_sub(self.next)).min(max) as u16;
+        (0..ready).map_while(|ahead| self.simple::<WRITABLE>(ahead)).for_each(|(_, buffer)| see(buffer));
+    }
+
+    #[inline(always)]
+    fn take_simple<const WRITABLE: bool>(
+        &mut self,
+        max: usize,
+        mut take: impl FnMut(Token, HostRange) -> bool,
+    ) -> usize {
+        let ready = usize::from(self.seen.wrapping_sub(self.next)).min(max) as u16;
+        let taken = (0..ready)
+            .find(|&ahead| !self.simple::<WRITABLE>(ahead).is_some_and(|(token, buffer)| take(token, buffer)));
+        let taken = taken.unwrap_or(ready);
+        self.next = self.next.wrapping_add(taken);
+        taken.into()
+    }
+
     #[inline]
     fn advance(&mut self, slots: u16) {
         self.next = self.next.wrapping_add(slots);

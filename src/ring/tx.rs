@@ -1,12 +1,13 @@
 //! The ring a guest sends on.
 
+use std::marker::PhantomData;
 use std::sync::Arc;
 
 use arrayvec::ArrayVec;
 
 use super::chain::{self, DESCRIPTORS, Stop};
 use super::virtqueue::{Queue, Token, Virtqueue, either};
-use super::{BURST, ChainFault, Gather, IN_FLIGHT, NetHeader, Ring, RingConfig, RingFault};
+use super::{BURST, ChainFault, Gather, IN_FLIGHT, LINE, NetHeader, Ring, RingConfig, RingFault};
 use crate::error::Result;
 use crate::ethernet;
 use crate::guest::{GuestMemory, HostRange};
@@ -38,21 +39,28 @@ struct Burst {
     descriptors: usize,
     /// In the first `len` places.
     chains: [Chain; BURST],
-    /// The pieces of their frames, without the virtio-net headers.
+    /// The pieces of their frames behind the first ones.
     pieces: Box<ArrayVec<HostRange, DESCRIPTORS>>,
 }
 
 /// A popped chain.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 struct Chain {
     /// What is wrong with it; then the rest means nothing.
     fault: Option<ChainFault>,
     header: [u8; NetHeader::LEN],
-    /// Its pieces: `pieces[first..end]`.
+    /// The frame: this piece, then `pieces[first..end]`.
+    piece: HostRange,
     first: u16,
     end: u16,
     /// Length of the frame.
     len: u32,
+}
+
+impl Default for Chain {
+    fn default() -> Self {
+        Self { fault: None, header: [0; NetHeader::LEN], piece: HostRange::NONE, first: 0, end: 0, len: 0 }
+    }
 }
 
 /// A frame that still lies in guest memory, behind its header, which was read once and privately.
@@ -79,11 +87,36 @@ impl Frame<'_> {
     pub fn len(&self) -> usize {
         self.len
     }
+}
 
-    /// All of it, if it lies in one piece and nothing was read of it.
+/// The usual frame: in one piece of guest memory, behind a header that asks for nothing.
+#[derive(Debug)]
+pub struct PlainFrame<'ring> {
+    piece: HostRange,
+    _ring: PhantomData<&'ring TxRing>,
+}
+
+impl PlainFrame<'_> {
+    /// Where it lies.
     #[inline]
-    pub fn whole(&self) -> Option<HostRange> {
-        (self.piece.len() == self.len).then_some(self.piece)
+    pub fn place(&self) -> HostRange {
+        self.piece
+    }
+}
+
+impl Gather for PlainFrame<'_> {
+    #[inline]
+    fn remaining(&self) -> usize {
+        self.piece.len()
+    }
+
+    #[inline]
+    fn copy_next(&mut self, into: &mut [u8]) {
+        debug_assert!(into.len() <= self.piece.len());
+        let n = into.len().min(self.piece.len());
+        // SAFETY: `n` is within the piece; the frame borrows the ring, which keeps the memory.
+        unsafe { self.piece.read_into(0, &mut into[..n]) };
+        self.piece = self.piece.after(n);
     }
 }
 
@@ -172,6 +205,15 @@ impl TxRing {
         self.side.burst.frame(i)
     }
 
+    /// The same, if it is a usual one.
+    #[inline]
+    pub fn plain_frame(&self, i: usize) -> Option<PlainFrame<'_>> {
+        let chain = self.side.burst.chains[..self.side.burst.len].get(i)?;
+        let usual =
+            chain.fault.is_none() && chain.piece.len() == chain.len as usize && NetHeader::is_plain(&chain.header);
+        usual.then_some(PlainFrame { piece: chain.piece, _ring: PhantomData })
+    }
+
     /// What the last `pop` cost beyond what it is for ordinary chains, in packets: see `chain::toil`.
     #[inline]
     pub fn toil(&self) -> usize {
@@ -235,13 +277,8 @@ impl Burst {
         queue.look(false)?;
         let mut budget = DESCRIPTORS;
         while self.len < max && queue.is_ready(0) {
-            if let Some((token, buffer)) = queue.simple::<false>(0)
-                && self.take_whole(buffer)
-            {
+            if self.take_simple(queue, max, tokens, popped) > 0 {
                 queue.trust().judge(false);
-                queue.advance(token.slots);
-                tokens[*popped as usize % IN_FLIGHT] = token;
-                *popped = popped.wrapping_add(1);
                 continue;
             }
             let (token, read) = self.parse(queue, &mut budget);
@@ -266,22 +303,43 @@ impl Burst {
         Ok(())
     }
 
-    /// Puts the usual chain, one buffer, into the next place of the burst; `false` if it is none of the usual.
+    /// Takes out the usual chains, one buffer each, until another comes. Returns how many.
     #[inline(always)]
-    fn take_whole(&mut self, buffer: HostRange) -> bool {
-        let Self { header_len, max_frame, pieces, chains, len, .. } = self;
-        let fits = (*header_len + ethernet::HEADER..=*header_len + *max_frame).contains(&buffer.len());
-        if !fits || pieces.is_full() {
-            return false;
+    fn take_simple(
+        &mut self,
+        queue: &mut impl Virtqueue,
+        max: usize,
+        tokens: &mut [Token; IN_FLIGHT],
+        popped: &mut u32,
+    ) -> usize {
+        let (header_len, max_frame) = (self.header_len, self.max_frame);
+        let mut places = self.chains[self.len..].iter_mut();
+        let mut number = *popped;
+        let taken = queue.take_simple::<false>(max - self.len, |token, buffer| {
+            // One comparison: what is too short is very long.
+            let len = buffer.len().wrapping_sub(header_len);
+            if len.wrapping_sub(ethernet::HEADER) > max_frame - ethernet::HEADER {
+                return false;
+            }
+            let Some(place) = places.next() else { return false };
+            buffer.prefetch(0);
+            buffer.prefetch(LINE);
+            place.fault = None;
+            place.piece = buffer;
+            (place.first, place.end) = (0, 0);
+            place.len = len as u32;
+            tokens[number as usize % IN_FLIGHT] = token;
+            number = number.wrapping_add(1);
+            true
+        });
+        *popped = number;
+        for chain in &mut self.chains[self.len..][..taken] {
+            // SAFETY: longer than its header; the ring keeps the memory.
+            chain.header = unsafe { chain.piece.read_first() };
+            chain.piece = chain.piece.after(header_len);
         }
-        let first = pieces.len() as u16;
-        // SAFETY: longer than its header; the ring keeps the memory.
-        let header = unsafe { buffer.read_first() };
-        let frame = buffer.after(*header_len);
-        chains[*len] = Chain { fault: None, header, first, end: first + 1, len: frame.len() as u32 };
-        pieces.push(frame);
-        *len += 1;
-        true
+        self.len += taken;
+        taken
     }
 
     /// Reads one chain into the next place of the burst; on failure none of its pieces stays.
@@ -290,6 +348,7 @@ impl Burst {
         let Self { header_len, max_frame, pieces, chains, len, .. } = self;
         let chain = &mut chains[*len];
         let first = pieces.len();
+        chain.piece = HostRange::NONE;
         let header_len = *header_len;
         let most = header_len + *max_frame;
         let mut total = 0;
@@ -313,7 +372,9 @@ impl Burst {
                 unsafe { piece.read_into(0, &mut chain.header[have..have + n]) };
                 piece.after(n)
             };
-            if !frame.is_empty() {
+            if chain.piece.is_empty() {
+                chain.piece = frame;
+            } else if !frame.is_empty() {
                 pieces.try_push(frame).map_err(|_| Stop::Budget)?;
             }
             Ok(())
@@ -340,10 +401,8 @@ impl Burst {
         if let Some(fault) = chain.fault {
             return Err(fault);
         }
-        let mut pieces = self.pieces[chain.first.into()..chain.end.into()].iter();
+        let pieces = self.pieces[chain.first.into()..chain.end.into()].iter();
         let len = chain.len as usize;
-        // Never fails: a chain has at least an Ethernet header.
-        let piece = *pieces.next().ok_or(ChainFault::Short)?;
-        Ok(Frame { header: &chain.header, len, remaining: len, piece, pieces })
+        Ok(Frame { header: &chain.header, len, remaining: len, piece: chain.piece, pieces })
     }
 }

@@ -46,6 +46,12 @@ pub(super) trait Virtqueue {
     /// `None`: it is not, or wrong; nothing that was read of it counts.
     fn simple<const WRITABLE: bool>(&mut self, ahead: u16) -> Option<(Token, HostRange)>;
 
+    /// Looks at the next of them, at most `max`, which stay.
+    fn peek_simple<const WRITABLE: bool>(&mut self, max: usize, see: impl FnMut(HostRange));
+
+    /// Takes out at most `max` of them, as long as they are ready and `take` wants them. Returns how many.
+    fn take_simple<const WRITABLE: bool>(&mut self, max: usize, take: impl FnMut(Token, HostRange) -> bool) -> usize;
+
     /// Takes the next chains out, of so many slots; all were ready.
     fn advance(&mut self, slots: u16);
 

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use virtio_forwarder::guest::{Gpa, GuestMemory, RegionSpec, UserAddr};
-use virtio_forwarder::ring::{Frame, Gather, NetHeader, PushError};
+use virtio_forwarder::ring::{Frame, Gather, Gso, NetHeader, PushError, TxRing};
 
 #[path = "../../src/ring/testing.rs"]
 mod testing;
@@ -114,6 +114,20 @@ fn contents(mut frame: Frame<'_>) -> Vec<u8> {
     bytes.resize(10 + frame.len(), 0);
     frame.copy_next(&mut bytes[10..]);
     bytes
+}
+
+/// The same of a chain that was popped, `None` if it is malformed. Where the ring says that it is a usual frame, it is.
+fn frame_at(ring: &TxRing, i: usize) -> Option<Vec<u8>> {
+    let all = ring.frame(i).ok().map(contents);
+    if let Some(mut plain) = ring.plain_frame(i) {
+        let (header, frame) = all.as_deref().expect("not malformed").split_at(10);
+        let header = NetHeader::decode(header.try_into().unwrap());
+        assert!(!header.needs_csum && header.gso == Gso::None, "{header:?} asks for something");
+        let mut bytes = vec![0; plain.remaining()];
+        plain.copy_next(&mut bytes);
+        assert_eq!(bytes, frame);
+    }
+    all
 }
 
 /// The same of a chain's bytes.

@@ -486,7 +486,7 @@ proptest! {
                         popped += n;
                         for i in 0..n {
                             let expected = model.pop().expect("it is available").map(decoded);
-                            prop_assert_eq!(ring.frame(i).ok().map(contents), expected);
+                            prop_assert_eq!(frame_at(&ring, i), expected);
                         }
                     }
                 }

@@ -84,6 +84,37 @@ fn any_layout_of_header_and_frame_is_understood() {
 }
 
 #[test]
+fn a_frame_in_one_piece_for_which_nothing_is_asked_is_plain() {
+    let plain = NetHeader { data_valid: true, hdr_len: 7, ecn: true, ..NetHeader::default() };
+    let checksum = NetHeader { needs_csum: true, ..plain };
+    let segments = NetHeader { gso: Gso::Tcp4, ..plain };
+    let unknown = NetHeader { gso: Gso::Other(3), ..plain };
+    for (header, lens, is_plain) in [
+        (plain, &[112][..], true),
+        // A header of its own, as most of Linux' drivers send it.
+        (plain, &[12, 100], true),
+        (plain, &[5, 7, 0, 100], true),
+        (plain, &[12, 50, 50], false),
+        (plain, &[13, 99], false),
+        (checksum, &[112], false),
+        (segments, &[112], false),
+        (unknown, &[112], false),
+    ] {
+        let mut rig = Rig::new(8, 0);
+        let mut ring = rig.tx();
+        let at = rig.buffer(0);
+        rig.write(at, &[&header.encode(0)[..], &[5; 100]].concat());
+        rig.driver.chain(0, &pieces(at, lens), 0);
+        rig.driver.offer(0);
+        rig.driver.publish();
+        assert_eq!(ring.pop(BURST), Ok(1));
+        let found = ring.plain_frame(0).map(|frame| frame.place().contents(ring.memory()));
+        assert_eq!(found, is_plain.then(|| vec![5; 100]), "{header:?} {lens:?}");
+        assert!(ring.plain_frame(1).is_none(), "there is one");
+    }
+}
+
+#[test]
 fn a_header_of_ten_bytes_is_followed_by_the_frame() {
     let mut rig = Rig::new(4, 0);
     rig.config.header_len = NetHeader::LEGACY_LEN;
