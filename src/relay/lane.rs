@@ -183,7 +183,11 @@ impl<Q: RxQueue> VfToGuest<Q> {
             for packet in burst {
                 match packet.placed_at() {
                     Some(at) => self.accept(queue, at, &packet),
-                    None => self.place(queue, packet, turn.now, turn),
+                    None => {
+                        if let Some(packet) = self.place(queue, packet, turn.now, turn) {
+                            self.hold(queue, packet, turn.now);
+                        }
+                    }
                 }
             }
         }
@@ -191,44 +195,56 @@ impl<Q: RxQueue> VfToGuest<Q> {
         moved + std::mem::take(&mut self.toil)
     }
 
-    /// Places a frame that came at `since` in a guest's ring, or holds it, or drops it.
-    fn place(&mut self, queue: usize, packet: Q::Packet, since: Instant, turn: &Turn<'_>) {
+    /// Places a frame that came at `since` in a guest's ring, or drops it, or returns it: it is to wait.
+    fn place(&mut self, queue: usize, packet: Q::Packet, since: Instant, turn: &Turn<'_>) -> Option<Q::Packet> {
         let pair = match self.steering.ring_for(queue, &packet) {
             Ok(pair) => pair,
-            Err(cause) => return self.tally.drop(cause, 1),
+            Err(cause) => {
+                self.tally.drop(cause, 1);
+                return None;
+            }
         };
         self.unstock(pair);
-        if self.waiting & 1 << pair == 0 {
-            match self.push(pair, &packet) {
-                Ok(()) => return self.tally.add(packet.len()),
-                Err(PushError::Oversize) => return self.tally.drop(super::Cause::Oversize, 1),
-                Err(PushError::Chain(_)) => return self.tally.drop(super::Cause::Malformed, 1),
-                Err(PushError::Ring(fault)) => {
-                    self.tally.drop(super::Cause::NotReady, 1);
-                    return self.quarantine(pair, fault, turn);
+        let pushed = match self.waiting & 1 << pair {
+            0 => self.push(pair, &packet),
+            _ => Err(PushError::Empty),
+        };
+        match pushed {
+            Ok(()) => self.tally.add(packet.len()),
+            Err(PushError::Oversize) => self.tally.drop(super::Cause::Oversize, 1),
+            Err(PushError::Chain(_)) => self.tally.drop(super::Cause::Malformed, 1),
+            Err(PushError::Ring(fault)) => {
+                self.tally.drop(super::Cause::NotReady, 1);
+                self.quarantine(pair, fault, turn);
+            }
+            // A ring that stayed empty for the whole grace is not waited for again until it has buffers.
+            Err(PushError::Empty) => {
+                let expired = turn.now.saturating_duration_since(since) >= GUEST_RING_EMPTY;
+                if !self.is_dry(pair, expired) {
+                    self.waiting |= 1 << pair;
+                    return Some(packet);
                 }
-                Err(PushError::Empty) => {}
+                self.tally.drop(super::Cause::GuestRingEmpty, 1);
             }
         }
-        // A ring that stayed empty for the whole grace is not waited for again until it has buffers.
-        let expired = turn.now.saturating_duration_since(since) >= GUEST_RING_EMPTY;
-        if self.is_dry(pair, expired) || self.sources[queue].held.try_push((since, packet)).is_err() {
-            return self.tally.drop(super::Cause::GuestRingEmpty, 1);
-        }
-        self.waiting |= 1 << pair;
+        None
     }
 
     /// Tries again to place what the queue holds, in order. Returns how much of it went on, or was dropped.
     fn retry_held(&mut self, queue: usize, turn: &Turn<'_>) -> usize {
         self.waiting = 0;
-        let source = &mut self.sources[queue];
-        if source.held.is_empty() {
-            return 0;
-        }
-        let held = std::mem::take(&mut source.held);
-        let before = held.len();
-        for (since, packet) in held {
-            self.place(queue, packet, since, turn);
+        let before = self.sources[queue].held.len();
+        self.expect(queue, before);
+        for _ in 0..before {
+            let Some((since, packet)) = self.sources[queue].held.pop_front() else { break };
+            let Some(packet) = self.place(queue, packet, since, turn) else { continue };
+            let source = &mut self.sources[queue];
+            if source.feeds_one {
+                // So do those behind it, which are younger.
+                source.held.push_front((since, packet));
+                break;
+            }
+            source.held.push_back((since, packet));
         }
         before - self.sources[queue].held.len()
     }

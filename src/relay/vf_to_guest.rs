@@ -1,6 +1,7 @@
 //! The lane from a VF's receive queues to a guest's RX rings: its parts, and its life at home.
 //! The way of a packet through it is in [`super::lane`].
 
+use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -50,12 +51,12 @@ pub struct VfToGuest<Q: RxQueue> {
 /// A VF queue, and what was received from it and could not be placed yet.
 pub(super) struct Source<Q: RxQueue> {
     pub(super) queue: Q,
-    /// In order of arrival, each with its time.
-    pub(super) held: ArrayVec<(Instant, Q::Packet), BURST>,
+    /// In order of arrival, each with its time; at most a burst, for which there is room from the start.
+    pub(super) held: VecDeque<(Instant, Q::Packet)>,
     /// The ring whose buffers are posted to the queue.
     stocked: Option<u8>,
     /// The queue feeds exactly one ring: then the VF's own queue may wait behind what is held.
-    feeds_one: bool,
+    pub(super) feeds_one: bool,
 }
 
 impl<Q: RxQueue> Source<Q> {
@@ -241,6 +242,15 @@ impl<Q: RxQueue> VfToGuest<Q> {
         pushed
     }
 
+    /// Keeps a frame for a ring without buffers, if there is room.
+    pub(super) fn hold(&mut self, queue: usize, packet: Q::Packet, since: Instant) {
+        let held = &mut self.sources[queue].held;
+        match held.len() < BURST {
+            true => held.push_back((since, packet)),
+            false => self.tally.drop(Cause::GuestRingEmpty, 1),
+        }
+    }
+
     /// Whether the ring is not waited for, because it stayed empty for the grace, now or earlier.
     pub(super) fn is_dry(&mut self, pair: usize, expired: bool) -> bool {
         self.seats[pair].as_mut().is_none_or(|seat| {
@@ -252,7 +262,7 @@ impl<Q: RxQueue> VfToGuest<Q> {
     /// A lane of `pairs` queue pairs (at most [`MAX_PAIRS`]) without rings.
     pub fn new(id: LaneId, pairs: usize, queues: Vec<Q>, counters: Arc<LaneCounters>) -> Self {
         assert!(pairs <= MAX_PAIRS && queues.len() <= MAX_PAIRS, "more than {MAX_PAIRS} queue pairs");
-        let source = |queue| Source { queue, held: ArrayVec::new(), stocked: None, feeds_one: false };
+        let source = |queue| Source { queue, held: VecDeque::with_capacity(BURST), stocked: None, feeds_one: false };
         let mut lane = Self {
             id,
             sources: queues.into_iter().map(source).collect(),
