@@ -145,7 +145,7 @@ impl<Q: TxQueue> Lane for GuestToVf<Q> {
         // start begins with them again.
         let position = match slot {
             TxSlot { seat: Some(mut seat), .. } => {
-                seat.wait_for_returns(&mut self.queues[queue]);
+                seat.wait_for_returns(&mut self.queues[queue], &self.counters);
                 Some(seat.close().0.position())
             }
             TxSlot { fault: Some((_, ring, _)), .. } => Some(ring.position()),
@@ -167,7 +167,7 @@ impl<Q: TxQueue> Lane for GuestToVf<Q> {
         for (pair, slot) in self.slots.iter_mut().enumerate() {
             if let Some(seat) = &mut slot.seat {
                 seat.put_back();
-                seat.wait_for_returns(&mut self.queues[pair % queues]);
+                seat.wait_for_returns(&mut self.queues[pair % queues], &self.counters);
             }
         }
     }

@@ -145,7 +145,7 @@ impl<Q: TxQueue> GuestToVf<Q> {
         let (slot, queue) = (&mut self.slots[pair], &mut self.queues[pair % queues]);
         let Some(seat) = &mut slot.seat else { return 0 };
         let mut moved = 0;
-        seat.collect(queue);
+        seat.collect(queue, turn.now, &self.counters);
         if seat.is_idle() {
             match seat.ring.pop(BURST) {
                 Ok(n) => {
