@@ -56,6 +56,7 @@ impl<Q: TxQueue> GuestToVf<Q> {
     }
 
     /// Takes a ring that lies off the core's list and tells its front end. Returns the work that was.
+    #[cold]
     pub(super) fn quarantine(&mut self, pair: usize, fault: RingFault, turn: &Turn<'_>) -> usize {
         let slot = &mut self.slots[pair];
         slot.stop(fault, &self.counters);
