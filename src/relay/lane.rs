@@ -141,8 +141,8 @@ impl<Q: TxQueue> GuestToVf<Q> {
     /// One burst of one guest ring: pop, copy, treat, send, complete. Returns how many packets moved or were
     /// dropped, and more for large ones and for those of many descriptors.
     pub(super) fn relay(&mut self, pair: usize, turn: &Turn<'_>) -> usize {
-        let queues = self.queues.len();
-        let (slot, queue) = (&mut self.slots[pair], &mut self.queues[pair % queues]);
+        let queue = self.queue_of(pair);
+        let (slot, queue) = (&mut self.slots[pair], &mut self.queues[queue]);
         let Some(seat) = &mut slot.seat else { return 0 };
         let mut moved = 0;
         seat.collect(queue, turn.now, &self.counters);
@@ -179,7 +179,8 @@ impl<Q: RxQueue> VfToGuest<Q> {
             self.stock(queue, turn);
             let mut burst = ArrayVec::new();
             moved += self.sources[queue].queue.receive(&mut burst);
-            for packet in burst {
+            // Not `in burst`, which would move it to another place as a whole.
+            for packet in burst.drain(..) {
                 match packet.placed_at() {
                     Some(at) => self.accept(queue, at, &packet),
                     None => self.place(queue, packet, turn.now, turn),
