@@ -17,8 +17,9 @@ use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::ring::BURST;
 
-/// Turns without a packet after which a lane is no longer visited in every round.
-const IDLE_TURNS: u32 = 64;
+/// How long a lane has its turns without a packet before it is no longer visited in every round: longer than the gaps
+/// of an exchange, of which each direction is a lane.
+const IDLE: Duration = Duration::from_micros(200);
 
 /// How often a lane is visited that is idle, or that has little to do while others have much.
 const VISIT: Duration = Duration::from_micros(20);
@@ -199,7 +200,8 @@ struct Seat {
     lane: Box<dyn Lane>,
     /// One of its fds cannot be waited on.
     unwatched: bool,
-    idle_turns: u32,
+    /// When it last moved something, or nothing was known of it.
+    last_work: Instant,
     /// Its last turn was a long one.
     heavy: bool,
 }
@@ -207,7 +209,9 @@ struct Seat {
 impl Seat {
     fn turn(&mut self, turn: &Turn<'_>) -> usize {
         let moved = self.lane.turn(turn);
-        self.idle_turns = if moved == 0 { self.idle_turns.saturating_add(1) } else { 0 };
+        if moved > 0 {
+            self.last_work = turn.now;
+        }
         self.heavy = moved >= LONG_TURN;
         moved
     }
@@ -264,7 +268,7 @@ impl Core {
             let seat = &mut self.seats[at];
             let now = seat.turn(&turn);
             moved += now;
-            if seat.idle_turns >= IDLE_TURNS {
+            if now == 0 && turn.now.saturating_duration_since(seat.last_work) > IDLE {
                 self.busy -= 1;
                 self.seats.swap(at, self.busy);
                 continue;
@@ -310,13 +314,13 @@ impl Core {
                 Order::Adopt(mut lane) => {
                     lane.settle(turn);
                     let unwatched = !self.sleeper.add(&*lane);
-                    self.seats.push(Seat { lane, unwatched, idle_turns: 0, heavy: false });
-                    self.all_are_busy();
+                    self.seats.push(Seat { lane, unwatched, last_work: turn.now, heavy: false });
+                    self.all_are_busy(turn.now);
                 }
                 Order::Recall(id, reply) => {
                     if let Some(at) = self.seats.iter().position(|seat| seat.lane.id() == id) {
                         let seat = self.seats.swap_remove(at);
-                        self.all_are_busy();
+                        self.all_are_busy(turn.now);
                         self.sleeper.remove(&*seat.lane);
                         let _ = reply.send(seat.lane);
                     }
@@ -327,9 +331,9 @@ impl Core {
     }
 
     /// Nothing is known of them: all have a turn in the next rounds.
-    fn all_are_busy(&mut self) {
+    fn all_are_busy(&mut self, now: Instant) {
         self.busy = self.seats.len();
-        self.seats.iter_mut().for_each(|seat| seat.idle_turns = 0);
+        self.seats.iter_mut().for_each(|seat| seat.last_work = now);
     }
 
     /// Sleeps until something wakes us, unless there is work after all. Returns the time to count idleness from.
@@ -341,7 +345,7 @@ impl Core {
             work |= seat.lane.doze();
             naps |= seat.unwatched || seat.lane.needs_naps();
         }
-        self.all_are_busy();
+        self.all_are_busy(turn.now);
         work |= self.round(turn) > 0;
         let mut idle_since = Instant::now();
         if !work && self.mailbox.doze() {
@@ -370,6 +374,7 @@ impl Core {
         for seat in &mut self.seats {
             seat.lane.wake();
         }
+        self.all_are_busy(idle_since);
         idle_since
     }
 }
@@ -585,7 +590,9 @@ mod tests {
             (idles.load(Relaxed) - before.0, lights.load(Relaxed) - before.1)
         };
         core.obey(&Turn { now: Instant::now(), mark: &gauge.mark });
-        rounds(&mut core, IDLE_TURNS as usize, VISIT);
+        // However many rounds those are: who has just had a packet may get the answer to it.
+        assert!(rounds(&mut core, 1000, IDLE / 2000).0 >= 1000);
+        rounds(&mut core, 1000, IDLE / 100);
         let (idle, light) = rounds(&mut core, 1000, VISIT / 10);
         assert!((99..=101).contains(&idle) && light >= 1000, "{idle} visits, {light} turns");
         let (reply, back) = crossbeam::channel::bounded(1);
