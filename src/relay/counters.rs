@@ -1,9 +1,12 @@
 //! Single-writer counters of a lane: the core that has the lane writes, anyone reads.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
 use crossbeam::utils::CachePadded;
 use serde::{Deserialize, Serialize};
+
+use super::completions::{CompletionCells, Completions};
 
 /// Why a frame went no further. Each frame that was taken in and not delivered counts under exactly one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +37,7 @@ struct Cells {
     bytes: AtomicU64,
     bursts: AtomicU64,
     zero_copied: AtomicU64,
+    completions: CompletionCells,
     dropped: [AtomicU64; CAUSES],
     kicks_sent: AtomicU64,
     kicks_suppressed: AtomicU64,
@@ -42,7 +46,7 @@ struct Cells {
 }
 
 /// Adds without a locked instruction: there is one writer.
-fn add(cell: &AtomicU64, n: u64) {
+pub(super) fn add(cell: &AtomicU64, n: u64) {
     cell.store(cell.load(Relaxed).wrapping_add(n), Relaxed);
 }
 
@@ -57,6 +61,16 @@ impl LaneCounters {
     /// Of the frames delivered, some that were not copied.
     pub fn lent(&self, frames: u64) {
         add(&self.0.zero_copied, frames);
+    }
+
+    /// Lent frames that the VF was done with when it had taken their burst.
+    pub fn completed_at_once(&self, frames: u64) {
+        self.0.completions.at_once(frames);
+    }
+
+    /// Lent frames that the VF was done with so long after it had taken them.
+    pub fn completed(&self, time: Duration, frames: u64) {
+        self.0.completions.after(time, frames);
     }
 
     /// Frames that were dropped.
@@ -94,6 +108,8 @@ impl LaneCounters {
             bytes: get(&self.0.bytes),
             bursts: get(&self.0.bursts),
             zero_copied: get(&self.0.zero_copied),
+            completions: self.0.completions.snapshot(),
+            slowest_completion_us: self.0.completions.slowest_us(),
             dropped: Dropped {
                 guest_ring_empty: dropped(Cause::GuestRingEmpty),
                 vf_full: dropped(Cause::VfFull),
@@ -121,6 +137,12 @@ pub struct LaneSnapshot {
     /// Frames among them that were not copied: sent from, or received into, the guest's memory.
     #[serde(default)]
     pub zero_copied: u64,
+    /// guest→VF: those of them that are the guest's again, by how long that took.
+    #[serde(default, skip_serializing_if = "Completions::is_empty")]
+    pub completions: Completions,
+    /// The slowest of these, in µs by the clock that the core reads once a round.
+    #[serde(default)]
+    pub slowest_completion_us: u64,
     /// Frames that were not, by cause.
     pub dropped: Dropped,
     /// Signals sent to the guest.

@@ -141,11 +141,11 @@ impl<Q: TxQueue> GuestToVf<Q> {
     /// One burst of one guest ring: pop, copy, treat, send, complete. Returns how many packets moved or were
     /// dropped, and more for large ones and for those of many descriptors.
     pub(super) fn relay(&mut self, pair: usize, turn: &Turn<'_>) -> usize {
-        let queues = self.queues.len();
-        let (slot, queue) = (&mut self.slots[pair], &mut self.queues[pair % queues]);
+        let queue = self.queue_of(pair);
+        let (slot, queue) = (&mut self.slots[pair], &mut self.queues[queue]);
         let Some(seat) = &mut slot.seat else { return 0 };
         let mut moved = 0;
-        seat.collect(queue);
+        seat.collect(queue, turn.now, &self.counters);
         if seat.is_idle() {
             match seat.ring.pop(BURST) {
                 Ok(n) => {
@@ -180,7 +180,8 @@ impl<Q: RxQueue> VfToGuest<Q> {
             let mut burst = ArrayVec::new();
             moved += self.sources[queue].queue.receive(&mut burst);
             self.expect(queue, burst.len());
-            for packet in burst {
+            // Not `in burst`, which would move it to another place as a whole.
+            for packet in burst.drain(..) {
                 match packet.placed_at() {
                     Some(at) => self.accept(queue, at, &packet),
                     None => {

@@ -3,6 +3,7 @@
 //! Start with [`lane`].
 
 mod checksum;
+mod completions;
 mod counters;
 mod doorbell;
 mod guest_to_vf;
@@ -21,6 +22,7 @@ mod tx_seat;
 mod vf_to_guest;
 mod watchdog;
 
+pub use completions::Completions;
 pub use counters::{Cause, Dropped, LaneCounters, LaneSnapshot};
 pub use doorbell::{Doorbell, NotifyMark};
 pub use guest_to_vf::GuestToVf;

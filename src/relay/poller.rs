@@ -15,12 +15,17 @@ use super::lane::{Lane, LaneId, Trigger, Turn};
 use super::mailbox::{Bell, Mailbox};
 use crate::error::{Error, Result};
 use crate::event::Event;
+use crate::ring::BURST;
 
-/// Turns without a packet after which a lane is no longer visited in every round.
-const IDLE_TURNS: u32 = 64;
+/// How long a lane has its turns without a packet before it is no longer visited in every round: longer than the gaps
+/// of an exchange, of which each direction is a lane.
+const IDLE: Duration = Duration::from_micros(200);
 
-/// How often an idle lane is visited at least.
-const IDLE_VISIT: Duration = Duration::from_micros(20);
+/// How often a lane is visited that is idle, or that has little to do while others have much.
+const VISIT: Duration = Duration::from_micros(20);
+
+/// Packets of a turn from which on it is a long one: others wait meanwhile.
+const LONG_TURN: usize = 2 * BURST;
 
 /// How long a core without a packet goes on polling before it sleeps: longer than the gaps in a
 /// request-response exchange, short enough to cost nothing when idle.
@@ -195,8 +200,21 @@ struct Seat {
     lane: Box<dyn Lane>,
     /// One of its fds cannot be waited on.
     unwatched: bool,
-    idle_turns: u32,
-    last_visit: Instant,
+    /// When it last moved something, or nothing was known of it.
+    last_work: Instant,
+    /// Its last turn was a long one.
+    heavy: bool,
+}
+
+impl Seat {
+    fn turn(&mut self, turn: &Turn<'_>) -> usize {
+        let moved = self.lane.turn(turn);
+        if moved > 0 {
+            self.last_work = turn.now;
+        }
+        self.heavy = moved >= LONG_TURN;
+        moved
+    }
 }
 
 /// What the poll thread owns.
@@ -204,7 +222,10 @@ struct Core {
     policy: IdlePolicy,
     mailbox: Arc<Mailbox<Order, Event>>,
     gauge: Arc<CoreGauge>,
+    /// The first so many have a turn in every round, the others are idle.
+    busy: usize,
     seats: Vec<Seat>,
+    last_visit: Instant,
     sleeper: Sleeper,
     stopping: bool,
 }
@@ -213,7 +234,8 @@ impl Core {
     fn new(policy: IdlePolicy, mailbox: Arc<Mailbox<Order, Event>>, gauge: Arc<CoreGauge>) -> Result<Self> {
         let sleeper = Sleeper::new(mailbox.bell()).map_err(Error::io("cannot prepare a poll core's sleep"))?;
         let seats = Vec::with_capacity(MAILBOX);
-        Ok(Self { policy, mailbox, gauge, seats, sleeper, stopping: false })
+        let last_visit = Instant::now();
+        Ok(Self { policy, mailbox, gauge, busy: 0, seats, last_visit, sleeper, stopping: false })
     }
 
     fn run(&mut self) {
@@ -239,18 +261,46 @@ impl Core {
 
     /// One turn for every lane that is due. Returns the packets moved.
     fn round(&mut self, turn: &Turn<'_>) -> usize {
-        let mut moved = 0;
-        for seat in &mut self.seats {
-            if seat.idle_turns >= IDLE_TURNS && turn.now.duration_since(seat.last_visit) < IDLE_VISIT {
+        let mut turn = *turn;
+        let mut moved = self.visit(&turn);
+        let mut at = 0;
+        while at < self.busy {
+            let seat = &mut self.seats[at];
+            let now = seat.turn(&turn);
+            moved += now;
+            if now == 0 && turn.now.saturating_duration_since(seat.last_work) > IDLE {
+                self.busy -= 1;
+                self.seats.swap(at, self.busy);
                 continue;
             }
-            seat.last_visit = turn.now;
-            match seat.lane.turn(turn) {
-                0 => seat.idle_turns = seat.idle_turns.saturating_add(1),
-                n => {
-                    seat.idle_turns = 0;
-                    moved += n;
-                }
+            at += 1;
+            if now >= LONG_TURN && at < self.busy {
+                // Nobody with little to do waits for all that have much.
+                turn.now = Instant::now();
+                moved += self.visit(&turn);
+            }
+        }
+        moved
+    }
+
+    /// Every [`VISIT`], and whenever nobody has anything to do: a turn for lanes that are idle or have little to do.
+    /// Returns the packets moved.
+    fn visit(&mut self, turn: &Turn<'_>) -> usize {
+        if self.busy > 0 && turn.now.saturating_duration_since(self.last_visit) < VISIT {
+            return 0;
+        }
+        self.last_visit = turn.now;
+        let mut moved = 0;
+        for at in 0..self.seats.len() {
+            let seat = &mut self.seats[at];
+            if seat.heavy {
+                continue;
+            }
+            let now = seat.turn(turn);
+            moved += now;
+            if now > 0 && at >= self.busy {
+                self.seats.swap(at, self.busy);
+                self.busy += 1;
             }
         }
         moved
@@ -264,11 +314,13 @@ impl Core {
                 Order::Adopt(mut lane) => {
                     lane.settle(turn);
                     let unwatched = !self.sleeper.add(&*lane);
-                    self.seats.push(Seat { lane, unwatched, idle_turns: 0, last_visit: turn.now });
+                    self.seats.push(Seat { lane, unwatched, last_work: turn.now, heavy: false });
+                    self.all_are_busy(turn.now);
                 }
                 Order::Recall(id, reply) => {
                     if let Some(at) = self.seats.iter().position(|seat| seat.lane.id() == id) {
                         let seat = self.seats.swap_remove(at);
+                        self.all_are_busy(turn.now);
                         self.sleeper.remove(&*seat.lane);
                         let _ = reply.send(seat.lane);
                     }
@@ -276,6 +328,12 @@ impl Core {
                 Order::Stop => self.stopping = true,
             }
         }
+    }
+
+    /// Nothing is known of them: all have a turn in the next rounds.
+    fn all_are_busy(&mut self, now: Instant) {
+        self.busy = self.seats.len();
+        self.seats.iter_mut().for_each(|seat| seat.last_work = now);
     }
 
     /// Sleeps until something wakes us, unless there is work after all. Returns the time to count idleness from.
@@ -286,8 +344,8 @@ impl Core {
         for seat in &mut self.seats {
             work |= seat.lane.doze();
             naps |= seat.unwatched || seat.lane.needs_naps();
-            seat.idle_turns = 0;
         }
+        self.all_are_busy(turn.now);
         work |= self.round(turn) > 0;
         let mut idle_since = Instant::now();
         if !work && self.mailbox.doze() {
@@ -316,6 +374,7 @@ impl Core {
         for seat in &mut self.seats {
             seat.lane.wake();
         }
+        self.all_are_busy(idle_since);
         idle_since
     }
 }
@@ -422,13 +481,132 @@ impl Sleeper {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::BorrowedFd;
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+    use super::super::lane::RingPlan;
     use super::*;
+    use crate::ring::RingFault;
+
+    /// A lane whose turns take a while and move so many packets.
+    struct Scripted {
+        id: u64,
+        takes: Duration,
+        moves: usize,
+        turns: Arc<AtomicUsize>,
+    }
+
+    impl Scripted {
+        fn new(id: u64, takes: Duration, moves: usize) -> (Box<Self>, Arc<AtomicUsize>) {
+            let turns = Arc::new(AtomicUsize::new(0));
+            (Box::new(Self { id, takes, moves, turns: turns.clone() }), turns)
+        }
+    }
+
+    impl Lane for Scripted {
+        fn id(&self) -> LaneId {
+            LaneId(self.id)
+        }
+
+        fn turn(&mut self, _turn: &Turn<'_>) -> usize {
+            let start = Instant::now();
+            while start.elapsed() < self.takes {}
+            self.turns.fetch_add(1, Relaxed);
+            self.moves
+        }
+
+        fn settle(&mut self, _turn: &Turn<'_>) {}
+
+        fn doze(&mut self) -> bool {
+            false
+        }
+
+        fn wake(&mut self) {}
+
+        fn wake_fds(&self, _visit: &mut dyn FnMut(BorrowedFd<'_>, Trigger)) {}
+
+        fn needs_naps(&self) -> bool {
+            false
+        }
+
+        fn insert_ring(&mut self, _pair: usize, _plan: RingPlan) -> Result<()> {
+            Ok(())
+        }
+
+        fn remove_ring(&mut self, _pair: usize) -> Option<u16> {
+            None
+        }
+
+        fn fault(&self, _pair: usize) -> Option<RingFault> {
+            None
+        }
+
+        fn discard(&mut self) {}
+    }
+
+    fn core() -> (Core, Arc<Mailbox<Order, Event>>, Arc<CoreGauge>) {
+        let mailbox = Arc::new(Mailbox::new(MAILBOX, Event::new("a test").unwrap()));
+        let gauge = Arc::new(CoreGauge::default());
+        (Core::new(IdlePolicy::Poll, mailbox.clone(), gauge.clone()).unwrap(), mailbox, gauge)
+    }
+
+    /// Each long turn is followed by one for whoever has little to do, and not by all the others first.
+    #[test]
+    fn a_lane_with_little_to_do_does_not_wait_for_all_that_have_much() {
+        const HEAVY: usize = 10;
+        let (mut core, mailbox, gauge) = core();
+        for id in 0..HEAVY as u64 {
+            mailbox.send(Order::Adopt(Scripted::new(id, VISIT, LONG_TURN).0)).unwrap();
+        }
+        let (idle, idles) = Scripted::new(100, Duration::ZERO, 0);
+        let (light, lights) = Scripted::new(101, Duration::ZERO, 1);
+        mailbox.send(Order::Adopt(idle)).unwrap();
+        mailbox.send(Order::Adopt(light)).unwrap();
+        core.obey(&Turn { now: Instant::now(), mark: &gauge.mark });
+        core.round(&Turn { now: Instant::now(), mark: &gauge.mark });
+        for turns in [idles, lights] {
+            let before = turns.load(Relaxed);
+            core.round(&Turn { now: Instant::now(), mark: &gauge.mark });
+            let after = turns.load(Relaxed);
+            assert!(after - before >= HEAVY, "{before} to {after}");
+        }
+    }
+
+    /// While others are at work. If nobody is, the core has nothing better to do.
+    #[test]
+    fn an_idle_lane_is_visited_now_and_then() {
+        let (mut core, mailbox, gauge) = core();
+        let (idle, idles) = Scripted::new(0, Duration::ZERO, 0);
+        let (light, lights) = Scripted::new(1, Duration::ZERO, 1);
+        mailbox.send(Order::Adopt(idle)).unwrap();
+        mailbox.send(Order::Adopt(light)).unwrap();
+        let mut now = Instant::now();
+        let mut rounds = |core: &mut Core, n: usize, apart: Duration| {
+            let before = (idles.load(Relaxed), lights.load(Relaxed));
+            for _ in 0..n {
+                now += apart;
+                core.round(&Turn { now, mark: &gauge.mark });
+            }
+            (idles.load(Relaxed) - before.0, lights.load(Relaxed) - before.1)
+        };
+        core.obey(&Turn { now: Instant::now(), mark: &gauge.mark });
+        // However many rounds those are: who has just had a packet may get the answer to it.
+        assert!(rounds(&mut core, 1000, IDLE / 2000).0 >= 1000);
+        rounds(&mut core, 1000, IDLE / 100);
+        let (idle, light) = rounds(&mut core, 1000, VISIT / 10);
+        assert!((99..=101).contains(&idle) && light >= 1000, "{idle} visits, {light} turns");
+        let (reply, back) = crossbeam::channel::bounded(1);
+        mailbox.send(Order::Recall(LaneId(1), reply)).unwrap();
+        core.obey(&Turn { now: Instant::now(), mark: &gauge.mark });
+        back.recv().unwrap();
+        assert_eq!(rounds(&mut core, 1000, VISIT / 10).1, 0, "it is home");
+        assert_eq!(core.busy, 0);
+        assert_eq!(rounds(&mut core, 1000, VISIT / 10).0, 1000);
+    }
 
     #[test]
     fn a_flood_of_orders_is_taken_in_parts() {
-        let mailbox = Arc::new(Mailbox::new(MAILBOX, Event::new("a test").unwrap()));
-        let gauge = Arc::new(CoreGauge::default());
-        let mut core = Core::new(IdlePolicy::Poll, mailbox.clone(), gauge.clone()).unwrap();
+        let (mut core, mailbox, gauge) = core();
         let (reply, replies) = crossbeam::channel::unbounded();
         for lane in 0..100 {
             mailbox.send(Order::Recall(LaneId(lane), reply.clone())).unwrap();

@@ -10,7 +10,7 @@ use super::counters::{Cause, LaneCounters};
 use super::doorbell::{Blocked, Doorbell};
 use super::lane::{RingPlan, Turn};
 use super::offload::{self, Treatment, TxRules};
-use super::owed::Owed;
+use super::owed::{Lent, Owed};
 use super::segment::Segmenter;
 use crate::error::Result;
 use crate::ring::{BURST, ChainFault, Gather, Gso, RingFault, TxRing};
@@ -111,9 +111,11 @@ impl<P: TxPacket> TxSeat<P> {
 
     /// Completes what the VF is done with.
     #[inline]
-    pub(super) fn collect<Q: TxQueue<Packet = P>>(&mut self, queue: &mut Q) {
+    pub(super) fn collect<Q: TxQueue<Packet = P>>(&mut self, queue: &mut Q, now: Instant, counters: &LaneCounters) {
         if !self.owed.is_empty() {
-            let due = self.owed.due(queue.returned());
+            let due = self.owed.due(queue.returned(), |Lent { frames, since }| {
+                counters.completed(now.saturating_duration_since(since), frames.into());
+            });
             self.ring.complete(due);
         }
     }
@@ -122,16 +124,16 @@ impl<P: TxPacket> TxSeat<P> {
     fn retire(&mut self, chains: usize, queue: &impl TxQueue) {
         match self.owed.is_empty() {
             true => self.ring.complete(chains),
-            false => self.owed.push(chains, queue.lent()),
+            false => self.owed.push(chains, queue.lent(), None),
         }
     }
 
     /// At home: waits for the VF to return what it took from where it lies, at most [`RETURN`]. `false` if
     /// it does not: it is to be stopped.
-    pub(super) fn wait_for_returns<Q: TxQueue<Packet = P>>(&mut self, queue: &mut Q) -> bool {
+    pub(super) fn wait_for_returns<Q: TxQueue<Packet = P>>(&mut self, queue: &mut Q, counters: &LaneCounters) -> bool {
         let start = Instant::now();
         loop {
-            self.collect(queue);
+            self.collect(queue, Instant::now(), counters);
             if self.owed.is_empty() {
                 return true;
             }
@@ -301,9 +303,15 @@ impl<P: TxPacket> TxSeat<P> {
         if lent == before && self.owed.is_empty() {
             self.ring.complete(chains);
         } else {
-            counters.lent(lent.wrapping_sub(before).into());
-            self.owed.push(chains, lent);
-            self.collect(queue);
+            let frames = lent.wrapping_sub(before);
+            counters.lent(frames.into());
+            if self.owed.is_empty() && queue.returned() == lent {
+                counters.completed_at_once(frames.into());
+                self.ring.complete(chains);
+            } else {
+                self.owed.push(chains, lent, (frames > 0).then_some(Lent { frames, since: now }));
+                self.collect(queue, now, counters);
+            }
         }
         if sent > 0 || self.is_idle() {
             self.blocked_since = None;

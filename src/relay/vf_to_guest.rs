@@ -325,6 +325,7 @@ impl<Q: RxQueue> VfToGuest<Q> {
     }
 
     /// Takes a ring that lies off the core's list and tells its front end.
+    #[cold]
     pub(super) fn quarantine(&mut self, pair: usize, fault: RingFault, turn: &Turn<'_>) {
         let doorbell = self.stop(pair, fault);
         let silent = fault == RingFault::CallBlocks;

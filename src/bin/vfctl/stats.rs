@@ -9,7 +9,7 @@ use std::time::Duration;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use virtio_forwarder::control::ClientError;
 use virtio_forwarder::control::api::{LaneStats, PortStats, Stats, StatsQuery};
-use virtio_forwarder::relay::Dropped;
+use virtio_forwarder::relay::{Dropped, LaneSnapshot};
 
 use crate::tables::table;
 use crate::{End, Session, on_terminal, print};
@@ -38,6 +38,18 @@ fn dropped_text(causes: impl IntoIterator<Item = (&'static str, u64)>) -> String
     if text.is_empty() { "-".to_owned() } else { text }
 }
 
+/// How long the VF kept what it sent from the guest's memory.
+fn completions_text(counters: &LaneSnapshot) -> String {
+    let at = |percent| match counters.completions.percentile(percent) {
+        Some(0) => "at once".to_owned(),
+        Some(us) => format!("< {us} µs"),
+        None => "> 262 ms".to_owned(),
+    };
+    let (frames, most) = (counters.completions.total(), counters.slowest_completion_us);
+    let most = if counters.completions.percentile(100) == Some(0) { at(100) } else { format!("{most} µs") };
+    format!("{frames} frames sent without a copy were the guest's again: p50 {}, p99 {}, max {most}", at(50), at(99))
+}
+
 /// Since each port was attached.
 pub fn totals(now: &Stats) -> String {
     let header = ["PORT", "DIRECTION", "CPU", "PACKETS", "BYTES", "BURSTS", "KICKS", "SUPPRESSED", "DROPPED"];
@@ -58,6 +70,9 @@ pub fn totals(now: &Stats) -> String {
         })
     });
     let mut text = table(header, rows, &[2, 3, 4, 5, 6, 7]);
+    for port in now.ports.iter().filter(|port| !port.guest_to_vf.counters.completions.is_empty()) {
+        let _ = writeln!(text, "\n{}: {}", port.id, completions_text(&port.guest_to_vf.counters));
+    }
     for port in now.ports.iter().filter(|port| !port.xstats.is_empty()) {
         let age = port.xstats_age_ms.unwrap_or_default();
         let _ = writeln!(text, "\n{}: counters of its VF's driver, {age} ms ago", port.id);
@@ -131,4 +146,24 @@ fn signals() -> std::io::Result<UnixStream> {
     }
     read.set_read_timeout(Some(Duration::from_secs(1)))?;
     Ok(read)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn completions_in_words() {
+        let mut counters = LaneSnapshot::default();
+        let mut text = |bucket: usize, frames, slowest| {
+            counters.completions.0[bucket] += frames;
+            counters.slowest_completion_us = slowest;
+            completions_text(&counters)
+        };
+        let start = "frames sent without a copy were the guest's again";
+        assert_eq!(text(0, 60, 0), format!("60 {start}: p50 at once, p99 at once, max at once"));
+        assert_eq!(text(6, 39, 50), format!("99 {start}: p50 at once, p99 < 64 µs, max 50 µs"));
+        assert_eq!(text(19, 1, 300_000), format!("100 {start}: p50 at once, p99 < 64 µs, max 300000 µs"));
+        assert_eq!(text(19, 1000, 300_000), format!("1100 {start}: p50 > 262 ms, p99 > 262 ms, max 300000 µs"));
+    }
 }

@@ -72,6 +72,7 @@ impl Rig {
             _ => assert!(self.used + script.out.len() as u64 <= ended, "{} used, {counted:?}", self.used),
         }
         assert_eq!(counted.packets, script.sent.len() as u64);
+        assert!(counted.completions.total() + script.out.len() as u64 <= counted.zero_copied, "{counted:?}");
         assert_eq!(counted.bytes, script.sent.iter().map(|frame| frame.len() as u64).sum::<u64>());
         let mut last = [None; PAIRS];
         for frame in &script.sent {
@@ -170,6 +171,8 @@ proptest! {
             rig.turn();
         }
         prop_assert_eq!(rig.used, rig.offered);
+        let counted = rig.counters.snapshot();
+        prop_assert_eq!(counted.completions.total(), counted.zero_copied);
     }
 }
 
@@ -225,6 +228,50 @@ fn lent_frames_are_completed_in_order_when_they_are_back() {
     rig.vf.script().give_back(36);
     rig.turn();
     assert_eq!((rig.used, rig.lane.doze()), (103, false));
+}
+
+/// By the core's clock, from the turn in which the VF took a frame to the one in which its buffer is the guest's.
+#[test]
+fn lent_frames_are_counted_by_how_long_they_were_out() {
+    let mut rig = Rig::new();
+    (rig.vf.script().lends_from, rig.vf.script().keeps) = (100, true);
+    let completions = |rig: &Rig| {
+        let counted = rig.counters.snapshot();
+        let filled = counted.completions.0.into_iter().enumerate().filter(|(_, frames)| *frames > 0);
+        (filled.collect::<Vec<_>>(), counted.slowest_completion_us)
+    };
+    // 60 to 99 bytes: copied, and no completion of a lent frame. The second burst has 24 lent ones behind 8 copied.
+    rig.offer(0, 64, What::Good);
+    rig.turn();
+    rig.clock.pass(100);
+    rig.offer(0, 10, What::Good);
+    rig.turn();
+    assert_eq!(completions(&rig), (vec![], 0), "34 are out");
+    rig.clock.pass(200);
+    rig.vf.script().give_back(23);
+    rig.turn();
+    assert_eq!(completions(&rig), (vec![], 0), "a burst is completed whole");
+    rig.clock.pass(200);
+    rig.vf.script().give_back(1);
+    rig.turn();
+    assert_eq!(completions(&rig), (vec![(9, 24)], 500), "256 to 511 µs");
+    rig.clock.pass(60_000);
+    rig.vf.script().give_back(10);
+    rig.turn();
+    assert_eq!(completions(&rig), (vec![(9, 24), (16, 10)], 60_400));
+    // Who is done at once is counted so, whatever the clock says.
+    rig.vf.script().keeps = false;
+    rig.offer(0, 20, What::Good);
+    rig.turn();
+    assert_eq!(completions(&rig), (vec![(0, 20), (9, 24), (16, 10)], 60_400));
+    assert_eq!(rig.counters.snapshot().completions.total(), rig.counters.snapshot().zero_copied);
+    // At home there is no turn, and it is counted all the same.
+    rig.vf.script().keeps = true;
+    rig.offer(0, 5, What::Good);
+    rig.turn();
+    rig.vf.script().keeps = false;
+    assert_eq!(rig.lane.remove_ring(0), Some(99));
+    assert_eq!(rig.counters.snapshot().completions.total(), rig.counters.snapshot().zero_copied);
 }
 
 /// A ring goes only when the VF is done with its frames, or is known not to be.
