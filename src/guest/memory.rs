@@ -1,9 +1,10 @@
 //! The table of mapped regions, and the look-up that every guest address goes through.
 
 use std::fs::File;
+use std::ops::Range;
 use std::sync::Arc;
 
-use super::region::{Identity, Region};
+use super::region::{Identity, Region, base_page};
 use super::{Gpa, HostRange, RegionSpec, UserAddr};
 use crate::error::{Error, Result};
 
@@ -150,6 +151,19 @@ impl GuestMemory {
             let fits = offset < spec.size && len <= spec.size - offset;
             fits.then(|| region.host().after(offset as usize).first(len as usize))
         })
+    }
+
+    /// The whole pages of its regions, or of those on hugepages only, in pieces of at most `most` bytes (whole pages,
+    /// too): what a device may be given.
+    pub fn pieces(&self, huge_only: bool, most: usize) -> Vec<Range<usize>> {
+        let page = base_page() as usize;
+        let given = self.regions.iter().filter(|region| region.is_huge() || !huge_only);
+        given
+            .flat_map(|region| {
+                let (start, len) = (region.host().as_ptr().addr(), region.host().len() / page * page);
+                (0..len).step_by(most).map(move |at| start + at..start + len.min(at + most))
+            })
+            .collect()
     }
 
     /// Whether a region's file was truncated under us (see the SIGBUS handler). One relaxed load a region.
