@@ -16,14 +16,14 @@ use super::{PciAddress, eal, pci};
 #[derive(Debug)]
 pub(super) struct Domain {
     heap: Box<Heap>,
-    /// Of the callback that follows EAL's memory.
-    name: CString,
 }
 
 /// EAL's memory in a container: EAL tells when it grows and shrinks, in whichever thread asks for memory.
 #[derive(Debug)]
 struct Heap {
     container: Arc<Container>,
+    /// Of the callback that follows EAL's memory.
+    name: CString,
     /// Memory came that could not be mapped.
     short: AtomicBool,
 }
@@ -55,8 +55,8 @@ impl Domain {
 
     /// Maps what EAL has, and follows what it gets.
     fn follow(container: Arc<Container>, address: PciAddress) -> Result<Self, String> {
-        let heap = Box::new(Heap { container, short: AtomicBool::new(false) });
         let name = CString::new(format!("vf_{address}")).expect("no NUL in it");
+        let heap = Box::new(Heap { container, name, short: AtomicBool::new(false) });
         let arg = heap.as_ref().argument();
         // SAFETY: EAL is initialised. The callback is unregistered before its argument goes. With the lock held nothing
         // comes or goes between walk and registration.
@@ -64,7 +64,7 @@ impl Domain {
             dpdk_sys::rte_mcfg_mem_read_lock();
             let walked = dpdk_sys::shim_walk_memory(Some(found), arg);
             let registered = match walked {
-                0 => dpdk_sys::rte_mem_event_callback_register(name.as_ptr(), Some(changed), arg),
+                0 => dpdk_sys::rte_mem_event_callback_register(heap.name.as_ptr(), Some(changed), arg),
                 _ => 0,
             };
             dpdk_sys::rte_mcfg_mem_read_unlock();
@@ -77,7 +77,7 @@ impl Domain {
         if registered != 0 && eal::errno() != libc::ENOTSUP {
             return Err(format!("EAL does not tell of its memory: errno {}", eal::errno()));
         }
-        Ok(Self { heap, name })
+        Ok(Self { heap })
     }
 
     /// All of EAL's memory is mapped.
@@ -94,7 +94,7 @@ impl Domain {
 impl Drop for Domain {
     fn drop(&mut self) {
         // SAFETY: registered with these, or never.
-        unsafe { dpdk_sys::rte_mem_event_callback_unregister(self.name.as_ptr(), self.heap.argument()) };
+        unsafe { dpdk_sys::rte_mem_event_callback_unregister(self.heap.name.as_ptr(), self.heap.argument()) };
         match Arc::strong_count(&self.heap.container) {
             1 => close(self.heap.container.fd()),
             // Its number stays taken, so that what unmaps later unmaps nothing of others.

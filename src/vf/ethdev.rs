@@ -538,7 +538,11 @@ impl EthdevVf {
         quirks::after_close(&self.spec);
         // Only now: closing gave back the mbufs that the device held.
         self.configured = None;
-        self.domain = None;
+        match removed {
+            0.. => self.domain = None,
+            // It may still be open there.
+            _ => std::mem::forget(self.domain.take()),
+        }
         Pool::reap();
         stopped?;
         self.check("rte_eth_dev_close", closed, DEFECT)?;
