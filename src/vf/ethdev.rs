@@ -536,13 +536,14 @@ impl EthdevVf {
         // SAFETY: as above; called on the device thread only.
         let removed = unsafe { dpdk_sys::rte_eal_hotplug_remove(self.bus.as_ptr(), self.name.as_ptr()) };
         quirks::after_close(&self.spec);
-        // Only now: closing gave back the mbufs that the device held.
-        self.configured = None;
         match removed {
+            // Before memory goes, which it would follow: the IOMMU went with the device.
             0.. => self.domain = None,
             // It may still be open there.
             _ => std::mem::forget(self.domain.take()),
         }
+        // Only now: closing gave back the mbufs that the device held.
+        self.configured = None;
         Pool::reap();
         stopped?;
         self.check("rte_eth_dev_close", closed, DEFECT)?;
