@@ -29,8 +29,8 @@ mod dpdk {
     const FRAMES: usize = 16;
     const LEN: usize = 1024;
 
-    /// Sends all frames from where they lie. How many the driver had back in a while.
-    fn send(queue: &mut EthdevTx, lendable: &Arc<Lendable>) -> u32 {
+    /// Sends all frames from where they lie. How many the driver had back in half a second, and after how many ms the last.
+    fn send(queue: &mut EthdevTx, lendable: &Arc<Lendable>) -> (u32, u128) {
         let before = queue.returned();
         let mut refused = 0;
         for place in 0..FRAMES {
@@ -39,12 +39,16 @@ mod dpdk {
             burst.push(queue.lend(frame, lendable).expect("the driver is on the list"));
             assert_eq!((queue.send(&mut burst, &mut refused), refused), (1, 0));
         }
-        let end = Instant::now() + Duration::from_millis(500);
-        while Instant::now() < end {
+        let (sent, mut back) = (Instant::now(), (0, 0));
+        while sent.elapsed() < Duration::from_millis(500) {
             queue.reclaim(Instant::now());
+            let now = queue.returned().wrapping_sub(before);
+            if now != back.0 {
+                back = (now, sent.elapsed().as_millis());
+            }
             std::thread::sleep(Duration::from_millis(1));
         }
-        queue.returned().wrapping_sub(before)
+        back
     }
 
     pub fn main() {
@@ -82,13 +86,14 @@ mod dpdk {
         let map = Arc::new(owner.map(pages).expect("it is mapped for its own VF"));
         fill(source(stranger));
         // The lie: for this VF nothing is mapped.
-        println!("stranger: {} back", send(&mut strangers_tx[0], &Lendable::all(memory.clone())));
+        println!("stranger: {:?}", send(&mut strangers_tx[0], &Lendable::all(memory.clone())));
         // The first has no frame any more then, and the second is as good as before.
         for vf in [stranger, &mut *owner] {
             vf.restart().expect("it stops and starts");
         }
         fill(source(owner));
-        println!("owner: {} back", send(&mut owners_tx[0], &Lendable::mapped(memory.clone(), vec![map])));
+        let (back, after) = send(&mut owners_tx[0], &Lendable::mapped(memory.clone(), vec![map]));
+        println!("owner: {back} of {FRAMES} frames back after {after} ms");
 
         for (mut vf, tx, rx) in vfs {
             drop((tx, rx));

@@ -329,6 +329,20 @@ mod tests {
     }
 
     #[test]
+    fn a_device_is_given_whole_pages_and_by_default_no_ordinary_ones() {
+        let file = memfd(8 * PAGE);
+        let again = || file.try_clone().unwrap();
+        let odd = RegionSpec { size: PAGE + 5, ..spec(16 * PAGE, PAGE, 5 * PAGE) };
+        let memory = GuestMemory::empty().replaced(vec![(spec(0, 5 * PAGE, 0), again()), (odd, again())]).unwrap();
+        let at = |gpa: u64| memory.translate(Gpa(gpa), 1).unwrap().as_ptr().addr();
+        let page = PAGE as usize;
+        let (low, high) = (at(0), at(16 * PAGE));
+        let halves = [low..low + 2 * page, low + 2 * page..low + 4 * page, low + 4 * page..low + 5 * page];
+        assert_eq!(memory.pieces(false, 2 * page), [&halves[..], &[high..high + page]].concat());
+        assert!(memory.pieces(true, 2 * page).is_empty());
+    }
+
+    #[test]
     fn bad_regions_are_refused() {
         let (reader, _writer) = std::io::pipe().unwrap();
         let pipe = File::from(std::os::fd::OwnedFd::from(reader));
