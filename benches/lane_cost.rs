@@ -18,7 +18,7 @@ use virtio_forwarder::relay::{
 };
 use virtio_forwarder::ring::{RingAddresses, RingConfig};
 use virtio_forwarder::vf::eal::{Eal, EalConfig};
-use virtio_forwarder::vf::{Queues, Vf, VfConfig};
+use virtio_forwarder::vf::{Lendable, Queues, Vf, VfConfig};
 
 #[allow(dead_code, unused_imports)]
 #[path = "../examples/load-guest/driver/mod.rs"]
@@ -87,8 +87,10 @@ fn cost<D: Driver>(lane: &mut impl Lane, case: Case, rounds: usize) -> f64 {
     };
     let region = RegionSpec { gpa: Gpa(GPA), size: memory.len as u64, user: UserAddr(memory.user()), offset: 0 };
     let file = Arc::new(memory.file.try_clone().expect("dup"));
+    let memory = GuestMemory::empty().replaced(vec![(region, file)]).expect("a region of our own");
     let plan_of_ring = RingPlan {
-        memory: GuestMemory::empty().replaced(vec![(region, file)]).expect("a region of our own"),
+        lendable: Some(Lendable::all(Arc::clone(&memory))),
+        memory,
         config,
         doorbell: Doorbell::default(),
         enabled: true,

@@ -24,7 +24,7 @@ use virtio_forwarder::relay::{
     VfToGuest,
 };
 use virtio_forwarder::ring::{RingAddresses, RingConfig, RingFault};
-use virtio_forwarder::vf::{Queues, RxQueue, TxQueue, Vf, VfConfig};
+use virtio_forwarder::vf::{Lendable, Queues, RxQueue, TxQueue, Vf, VfConfig};
 
 #[allow(dead_code, unused_imports)]
 #[path = "../examples/load-guest/driver/mod.rs"]
@@ -137,6 +137,7 @@ impl Port {
                 max_frame: MAX_FRAME,
             };
             let plan = RingPlan {
+                lendable: Some(Lendable::all(shared.clone())),
                 memory: shared.clone(),
                 config,
                 doorbell: Doorbell::default(),

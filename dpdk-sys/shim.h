@@ -9,11 +9,13 @@
 #include <rte_version.h>
 #include <rte_dev.h>
 #include <rte_eal.h>
+#include <rte_eal_memconfig.h>
 #include <rte_errno.h>
 #include <rte_ethdev.h>
 #include <rte_lcore.h>
 #include <rte_malloc.h>
 #include <rte_mbuf.h>
+#include <rte_memory.h>
 #include <rte_mempool.h>
 #include <rte_ring.h>
 
@@ -49,6 +51,12 @@ enum {
 	SHIM_TSO_SEGSZ_SHIFT = RTE_MBUF_TSO_SEGSZ_OFS,
 };
 
+/* members of named enums */
+enum {
+	SHIM_IOVA_VA = RTE_IOVA_VA,
+	SHIM_MEM_ALLOC = RTE_MEM_EVENT_ALLOC,
+};
+
 /* mbuf flags and ethdev capabilities are casts and 64-bit macros */
 static const uint64_t SHIM_TX_TCP_SEG = RTE_MBUF_F_TX_TCP_SEG;
 static const uint64_t SHIM_TX_TCP_CKSUM = RTE_MBUF_F_TX_TCP_CKSUM;
@@ -80,6 +88,17 @@ uint16_t shim_tx_burst(uint16_t port, uint16_t queue, struct rte_mbuf **mbufs, u
 uint16_t shim_tx_prepare(uint16_t port, uint16_t queue, struct rte_mbuf **mbufs, uint16_t n);
 int shim_mempool_get_bulk(struct rte_mempool *pool, struct rte_mbuf **mbufs, unsigned int n);
 void shim_pktmbuf_free(struct rte_mbuf *mbuf);
+
+/* VFIO containers of our own; later releases keep them to themselves (-ENOTSUP). */
+int shim_vfio_container_create(void);
+int shim_vfio_container_destroy(int container);
+int shim_vfio_group_bind(int container, int group);
+
+/* EAL's memory, in contiguous pieces; the caller has the memory lock. Ends when `each` returns other than 0. */
+typedef int (*shim_each_piece)(const void *start, size_t len, void *arg);
+int shim_walk_memory(shim_each_piece each, void *arg);
+/* The size of the page at an address of EAL's memory. */
+size_t shim_page_size(const void *start);
 
 /* rte_errno and the lcore id are thread-local macros. */
 int shim_errno(void);

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use virtio_forwarder::guest::{Gpa, GuestMemory, RegionSpec, UserAddr};
 use virtio_forwarder::relay::{Doorbell, RingPlan, TxRules};
 use virtio_forwarder::ring::{RingAddresses, RingConfig};
+use virtio_forwarder::vf::Lendable;
 
 #[path = "../../src/ring/testing.rs"]
 mod testing;
@@ -46,8 +47,10 @@ pub fn config(driver: &Driver) -> RingConfig {
 
 /// The ring of a lane, without eventfds; the memory is `len` bytes.
 pub fn plan(driver: &Driver, len: usize) -> RingPlan {
+    let memory = memory(driver, 1, len);
     RingPlan {
-        memory: memory(driver, 1, len),
+        lendable: Some(Lendable::all(memory.clone())),
+        memory,
         config: config(driver),
         doorbell: Doorbell::default(),
         enabled: true,

@@ -25,7 +25,7 @@ use crate::error::Error;
 use crate::relay::LaneSnapshot;
 use crate::session::features::{Offload, Offloads};
 use crate::session::port::{PortStatus, Role, ZeroCopy};
-use crate::vf::{Mac, VfSpec};
+use crate::vf::{Dma, Mac, VfSpec};
 
 /// A request, by method, with its parameters.
 #[derive(Clone, Debug)]
@@ -364,6 +364,12 @@ pub struct VfView {
     pub speed: u32,
     /// MAC in force.
     pub mac: Option<Mac>,
+    /// What it finds in memory by DMA: of `own`, its own guest's only.
+    #[serde(default)]
+    pub dma: Dma,
+    /// Why that is shared with other VFs.
+    #[serde(default)]
+    pub dma_shared: Option<String>,
 }
 
 /// Result of `stats`.

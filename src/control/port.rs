@@ -371,8 +371,7 @@ impl<V> Port<V> {
         }
         let driver = if vf.caps.driver.is_empty() { "a soft VF" } else { &vf.caps.driver };
         Copies {
-            guest_to_vf: (!vf.caps.lends)
-                .then(|| format!("{driver} is not known to be done with sent frames in time and in order")),
+            guest_to_vf: vf.caps.copies.clone().or_else(|| self.status.copies.clone()),
             vf_to_guest: (!vf.caps.places).then(|| format!("{driver} takes buffers before there are frames for them")),
         }
     }

@@ -17,5 +17,7 @@ pub(super) fn vf_view(status: &VfStatus) -> VfView {
         link_up: status.link.up,
         speed: status.link.speed,
         mac: status.link.mac,
+        dma: status.caps.dma,
+        dma_shared: status.caps.dma_shared.clone(),
     }
 }

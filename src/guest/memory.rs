@@ -1,9 +1,10 @@
 //! The table of mapped regions, and the look-up that every guest address goes through.
 
 use std::fs::File;
+use std::ops::Range;
 use std::sync::Arc;
 
-use super::region::{Identity, Region};
+use super::region::{Identity, Region, base_page};
 use super::{Gpa, HostRange, RegionSpec, UserAddr};
 use crate::error::{Error, Result};
 
@@ -160,6 +161,19 @@ impl GuestMemory {
             let fits = offset < spec.size && len <= spec.size - offset;
             fits.then(|| region.host().after(offset as usize).first(len as usize))
         })
+    }
+
+    /// The whole pages of its regions, or of those on hugepages only, in pieces of at most `most` bytes (whole pages,
+    /// too): what a device may be given.
+    pub fn pieces(&self, huge_only: bool, most: usize) -> Vec<Range<usize>> {
+        let page = base_page() as usize;
+        let given = self.regions.iter().filter(|region| region.is_huge() || !huge_only);
+        given
+            .flat_map(|region| {
+                let (start, len) = (region.host().as_ptr().addr(), region.host().len() / page * page);
+                (0..len).step_by(most).map(move |at| start + at..start + len.min(at + most))
+            })
+            .collect()
     }
 
     /// Whether a region's file was truncated under us (see the SIGBUS handler). One relaxed load a region.
@@ -322,6 +336,20 @@ mod tests {
         first.release(&Drained::attest());
         assert_eq!(ptr(&second), second.translate(Gpa(0), 1).unwrap().as_ptr());
         assert!(second.translate(Gpa(0), PAGE).is_some());
+    }
+
+    #[test]
+    fn a_device_is_given_whole_pages_and_by_default_no_ordinary_ones() {
+        let file = memfd(8 * PAGE);
+        let again = || file.try_clone().unwrap();
+        let odd = RegionSpec { size: PAGE + 5, ..spec(16 * PAGE, PAGE, 5 * PAGE) };
+        let memory = GuestMemory::empty().replaced(vec![(spec(0, 5 * PAGE, 0), again()), (odd, again())]).unwrap();
+        let at = |gpa: u64| memory.translate(Gpa(gpa), 1).unwrap().as_ptr().addr();
+        let page = PAGE as usize;
+        let (low, high) = (at(0), at(16 * PAGE));
+        let starts = [(low, 2), (low + 2 * page, 2), (low + 4 * page, 1), (high, 1)];
+        assert_eq!(memory.pieces(false, 2 * page), starts.map(|(start, pages)| start..start + pages * page));
+        assert!(memory.pieces(true, 2 * page).is_empty());
     }
 
     #[test]

@@ -71,6 +71,8 @@ pub(super) struct Region {
     // Before `map`: the SIGBUS handler must have forgotten the addresses when they become free.
     watch: Watch,
     map: MmapRegion,
+    /// On hugepages of its own: nothing discards them but their owner, by truncating the file or punching holes.
+    huge: bool,
     // Behind `map`: given back when the addresses are free.
     _share: Share,
 }
@@ -114,7 +116,8 @@ impl Region {
         };
         let map = MmapRegion::from_file(FileOffset::from_arc(file, spec.offset), len)
             .map_err(|source| error(format!("cannot be mapped read-write: {source}")))?;
-        Ok(Self { identity, watch: Watch::over(map.as_ptr() as usize, map.len(), page as usize), map, _share: share })
+        let watch = Watch::over(map.as_ptr() as usize, map.len(), page as usize);
+        Ok(Self { identity, watch, map, huge: page > base_page(), _share: share })
     }
 
     pub(super) fn identity(&self) -> &Identity {
@@ -127,13 +130,17 @@ impl Region {
         HostRange::new(self.map.as_ptr(), spec.size as usize, spec.gpa)
     }
 
+    pub(super) fn is_huge(&self) -> bool {
+        self.huge
+    }
+
     pub(super) fn is_dead(&self) -> bool {
         self.watch.is_dead()
     }
 }
 
 /// Granularity of ordinary mappings.
-fn base_page() -> u64 {
+pub(super) fn base_page() -> u64 {
     // SAFETY: no preconditions. Linux always has an answer.
     unsafe { libc::sysconf(libc::_SC_PAGESIZE) as u64 }
 }

@@ -4,6 +4,7 @@
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
 
 use super::counters::LaneCounters;
 use super::doorbell::{Blocked, Doorbell};
@@ -12,6 +13,9 @@ use super::tx_seat::TxSeat;
 use crate::error::Result;
 use crate::ring::{RingFault, TxRing};
 use crate::vf::{TxPacket, TxQueue};
+
+/// How long at most a lane waits at home for a VF that still reads frames where they lie. The VMM waits meanwhile.
+const RETURN: Duration = Duration::from_millis(100);
 
 /// guest→VF.
 #[derive(Debug)]
@@ -120,7 +124,7 @@ impl<Q: TxQueue> Lane for GuestToVf<Q> {
     fn doze(&mut self) -> bool {
         let mut work = false;
         for seat in self.seats_mut() {
-            work |= !seat.is_at_rest() | seat.ring.enable_kicks();
+            work |= !seat.is_idle() | seat.ring.enable_kicks();
         }
         work
     }
@@ -138,12 +142,27 @@ impl<Q: TxQueue> Lane for GuestToVf<Q> {
     }
 
     fn needs_naps(&self) -> bool {
-        self.seats().any(|seat| seat.doorbell.kick.is_none())
+        self.seats().any(|seat| seat.doorbell.kick.is_none() || seat.is_owing())
     }
 
     fn insert_ring(&mut self, pair: usize, plan: RingPlan) -> Result<()> {
         self.slots[pair] = TxSlot { seat: Some(TxSeat::new(plan)?), fault: None };
         Ok(())
+    }
+
+    fn await_returns(&mut self) -> bool {
+        let start = Instant::now();
+        loop {
+            let now = Instant::now();
+            let all = self.queues.iter_mut().fold(true, |all, queue| {
+                queue.reclaim(now);
+                all & (queue.lent() == queue.returned())
+            });
+            if all || start.elapsed() > RETURN {
+                return all;
+            }
+            std::thread::sleep(Duration::from_micros(50));
+        }
     }
 
     fn remove_ring(&mut self, pair: usize) -> Option<u16> {
@@ -153,7 +172,7 @@ impl<Q: TxQueue> Lane for GuestToVf<Q> {
         // start begins with them again.
         let position = match slot {
             TxSlot { seat: Some(mut seat), .. } => {
-                seat.wait_for_returns(&mut self.queues[queue], &self.counters);
+                seat.collect(&mut self.queues[queue], Instant::now(), &self.counters);
                 Some(seat.close().0.position())
             }
             TxSlot { fault: Some((_, ring, _)), .. } => Some(ring.position()),
@@ -171,12 +190,6 @@ impl<Q: TxQueue> Lane for GuestToVf<Q> {
     }
 
     fn discard(&mut self) {
-        let queues = self.queues.len();
-        for (pair, slot) in self.slots.iter_mut().enumerate() {
-            if let Some(seat) = &mut slot.seat {
-                seat.put_back();
-                seat.wait_for_returns(&mut self.queues[pair % queues], &self.counters);
-            }
-        }
+        self.seats_mut().for_each(TxSeat::put_back);
     }
 }

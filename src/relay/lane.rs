@@ -26,7 +26,7 @@ use super::vf_to_guest::VfToGuest;
 use crate::error::Result;
 use crate::guest::GuestMemory;
 use crate::ring::{BURST, PushError, RingConfig, RingFault};
-use crate::vf::{RxPacket, RxQueue, TxQueue};
+use crate::vf::{Lendable, RxPacket, RxQueue, TxQueue};
 
 /// Packets a busy lane moves in one turn, about.
 pub const TURN_BUDGET: usize = 256;
@@ -60,7 +60,9 @@ pub struct RingPlan {
     pub enabled: bool,
     /// Offloads negotiated (TX rings).
     pub rules: TxRules,
-    /// Frames may be sent from, or received into, the guest's memory without a copy.
+    /// What frames may be sent from where they lie (TX rings).
+    pub lendable: Option<Arc<Lendable>>,
+    /// Frames may be received into the guest's memory without a copy (RX rings).
     pub zero_copy: bool,
     /// The guest takes "checksum is good" (RX rings; VIRTIO_NET_F_GUEST_CSUM).
     pub guest_checksum: bool,
@@ -116,6 +118,12 @@ pub trait Lane: Send {
     /// At home: puts the ring of a queue pair in.
     fn insert_ring(&mut self, pair: usize, plan: RingPlan) -> Result<()>;
 
+    /// At home: waits a little until the VF has given back what it took from where it lies. `false`: it has not; it is to
+    /// be restarted before any ring is taken out.
+    fn await_returns(&mut self) -> bool {
+        true
+    }
+
     /// At home: takes it out, with nothing of it in flight. Its used position; `None` if it was not in.
     fn remove_ring(&mut self, pair: usize) -> Option<u16>;
 
@@ -144,8 +152,7 @@ impl<Q: TxQueue> GuestToVf<Q> {
         let queue = self.queue_of(pair);
         let (slot, queue) = (&mut self.slots[pair], &mut self.queues[queue]);
         let Some(seat) = &mut slot.seat else { return 0 };
-        let mut moved = 0;
-        seat.collect(queue, turn.now, &self.counters);
+        let mut moved = usize::from(seat.collect(queue, turn.now, &self.counters));
         if seat.is_idle() {
             match seat.ring.pop(BURST) {
                 Ok(n) => {

@@ -1,5 +1,6 @@
 //! A guest's TX ring in its lane, and the burst it is in the middle of.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,7 @@ use super::owed::{Lent, Owed};
 use super::segment::Segmenter;
 use crate::error::Result;
 use crate::ring::{BURST, ChainFault, Gather, Gso, RingFault, TxRing};
-use crate::vf::{TxPacket, TxQueue};
+use crate::vf::{Lendable, TxPacket, TxQueue};
 
 /// A ring in the lane, and the burst it is in the middle of.
 #[derive(Debug)]
@@ -23,8 +24,8 @@ pub(super) struct TxSeat<P> {
     pub(super) doorbell: Doorbell,
     enabled: bool,
     rules: TxRules,
-    /// Frames may be sent from where they lie.
-    zero_copy: bool,
+    /// Frames in it may be sent from where they lie.
+    lendable: Option<Arc<Lendable>>,
     /// Packets not yet taken by the VF.
     pub(super) staged: ArrayVec<P, BURST>,
     /// What taking each of them finishes.
@@ -47,9 +48,6 @@ pub(super) struct TxSeat<P> {
 
 /// How long a VF may refuse frames, with its link up, before they are dropped as `vf_full`.
 const VF_FULL: Duration = Duration::from_millis(10);
-
-/// How long a ring that is taken out waits for a VF that still reads its frames. The VMM waits meanwhile.
-const RETURN: Duration = Duration::from_millis(100);
 
 /// Copying so many bytes counts as another packet of a turn: 256 frames of 64 KiB would make it very long.
 const COPY_UNIT: usize = 16 * 1024;
@@ -84,7 +82,7 @@ impl<P: TxPacket> TxSeat<P> {
             doorbell: plan.doorbell,
             enabled: plan.enabled,
             rules: plan.rules,
-            zero_copy: plan.zero_copy,
+            lendable: plan.lendable,
             staged: ArrayVec::new(),
             ends: ArrayVec::new(),
             bytes: 0,
@@ -104,20 +102,32 @@ impl<P: TxPacket> TxSeat<P> {
         self.staged.is_empty() && self.next == self.popped
     }
 
-    /// Nothing is left to do before the guest does something.
-    pub(super) fn is_at_rest(&self) -> bool {
-        self.is_idle() && self.owed.is_empty()
+    /// The VF has frames that it does not say when it is done with.
+    pub(super) fn is_owing(&self) -> bool {
+        !self.owed.is_empty()
     }
 
-    /// Completes what the VF is done with.
+    /// Completes what the VF is done with. Whether there was any.
     #[inline]
-    pub(super) fn collect<Q: TxQueue<Packet = P>>(&mut self, queue: &mut Q, now: Instant, counters: &LaneCounters) {
-        if !self.owed.is_empty() {
-            let due = self.owed.due(queue.returned(), |Lent { frames, since }| {
-                counters.completed(now.saturating_duration_since(since), frames.into());
-            });
-            self.ring.complete(due);
+    pub(super) fn collect<Q: TxQueue<Packet = P>>(
+        &mut self,
+        queue: &mut Q,
+        now: Instant,
+        counters: &LaneCounters,
+    ) -> bool {
+        if self.owed.is_empty() {
+            return false;
         }
+        queue.reclaim(now);
+        let due = self.owed.due(queue.returned(), |Lent { frames, since }| {
+            counters.completed(now.saturating_duration_since(since), frames.into());
+        });
+        self.ring.complete(due);
+        if due > 0 {
+            // It goes on.
+            self.blocked_since = None;
+        }
+        due > 0
     }
 
     /// Completes chains in order: after those that are owed, if any are.
@@ -125,22 +135,6 @@ impl<P: TxPacket> TxSeat<P> {
         match self.owed.is_empty() {
             true => self.ring.complete(chains),
             false => self.owed.push(chains, queue.lent(), None),
-        }
-    }
-
-    /// At home: waits for the VF to return what it took from where it lies, at most [`RETURN`]. `false` if
-    /// it does not: it is to be stopped.
-    pub(super) fn wait_for_returns<Q: TxQueue<Packet = P>>(&mut self, queue: &mut Q, counters: &LaneCounters) -> bool {
-        let start = Instant::now();
-        loop {
-            self.collect(queue, Instant::now(), counters);
-            if self.owed.is_empty() {
-                return true;
-            }
-            if start.elapsed() > RETURN {
-                return false;
-            }
-            std::thread::sleep(Duration::from_micros(50));
         }
     }
 
@@ -205,9 +199,11 @@ impl<P: TxPacket> TxSeat<P> {
         if len > self.rules.max_wire_frame {
             return false;
         }
-        let lent = match self.zero_copy && len >= queue.lends_from() {
-            true => queue.lend(frame.place(), self.ring.memory()),
-            false => None,
+        let lent = match &self.lendable {
+            Some(lendable) if len >= queue.lends_from() && lendable.covers(&frame.place()) => {
+                queue.lend(frame.place(), lendable)
+            }
+            _ => None,
         };
         let packet = match lent {
             Some(packet) => packet,

@@ -8,6 +8,7 @@ use std::time::Instant;
 use tracing::{info, warn};
 
 use super::features;
+use super::lending::Lending;
 use super::plan::{PortCounters, RingStatus, VfStatus, ZeroCopy};
 use super::port_log::PortLog;
 use super::{Lanes, SessionState};
@@ -16,7 +17,7 @@ use crate::ethernet::{MAX_TSO_FRAME, TAGGED_HEADER};
 use crate::guest::{Drained, GuestMemory};
 use crate::relay::{Doorbell, GuestToVf, Lane, LaneId, Poller, RingPlan, TxRules, VfToGuest};
 use crate::ring::{RingConfig, RingFault};
-use crate::vf::{Queues, Vf, VfCaps, VfConfig, VfSpec};
+use crate::vf::{Dma, Queues, Vf, VfCaps, VfConfig, VfSpec};
 
 /// Indices of the two directions.
 const GUEST_TO_VF: usize = 0;
@@ -38,6 +39,7 @@ fn is_built_from(ours: &RingPlan, plan: &RingPlan) -> bool {
     Arc::ptr_eq(&ours.memory, &plan.memory)
         && RingConfig { base: 0, ..ours.config } == RingConfig { base: 0, ..plan.config }
         && ours.doorbell.is(&plan.doorbell)
+        && ours.lendable.as_ref().map(Arc::as_ptr) == plan.lendable.as_ref().map(Arc::as_ptr)
         && (ours.enabled, ours.rules, ours.zero_copy, ours.guest_checksum)
             == (plan.enabled, plan.rules, plan.zero_copy, plan.guest_checksum)
 }
@@ -60,6 +62,7 @@ pub(super) struct PortLanes {
     pairs: usize,
     mtu: u16,
     zero_copy: ZeroCopy,
+    lending: Lending,
     lanes: [Whereabouts; 2],
     /// What the rings in the lanes were built from; one is rebuilt when that changes.
     built: Vec<Option<RingPlan>>,
@@ -103,6 +106,7 @@ impl PortLanes {
             pairs,
             mtu,
             zero_copy: ZeroCopy::default(),
+            lending: Lending::default(),
             lanes,
             built: (0..2 * pairs).map(|_| None).collect(),
             faults: vec![None; 2 * pairs],
@@ -230,6 +234,23 @@ impl PortLanes {
         self.zero_copy = zero_copy;
     }
 
+    /// Whether [`Self::map_some`] has something to do.
+    pub(super) fn is_mapping(&self) -> bool {
+        self.lending.is_under_way()
+    }
+
+    /// Maps some of the guest's memory for the VF, beside the traffic. Whether the rings are to be built anew, now
+    /// that all is: the caller pauses before and resumes after.
+    pub(super) fn map_some(&mut self) -> bool {
+        self.lending.map_some(self.vf.as_ref().map(|place| &place.vf))
+    }
+
+    /// Why not all frames of the guest are sent without a copy that might.
+    pub(super) fn copies(&self) -> Option<String> {
+        let vf = self.vf.as_ref().filter(|place| place.vf.caps().dma == Dma::Own)?;
+        vf.vf.caps().copies.clone().or_else(|| self.lending.hindrance())
+    }
+
     /// The guest is gone: the next one is another. Whether this one was silenced.
     pub(super) fn forgive(&mut self) -> bool {
         self.assert_drained();
@@ -254,9 +275,26 @@ impl PortLanes {
         self.faults[ring] = None;
         let lost = self.lost[ring].take();
         match self.built[ring].take() {
-            Some(_) => self.home(direction).remove_ring(pair),
+            Some(_) => {
+                if !self.home(direction).await_returns() {
+                    self.restart_vf();
+                }
+                self.home(direction).remove_ring(pair)
+            }
             None => lost,
         }
+    }
+
+    /// The VF does not give back what it took from where it lies in the guest's memory, which may be about to go. Both
+    /// lanes are at home.
+    fn restart_vf(&mut self) {
+        let Some(place) = &mut self.vf else { return };
+        warn!(port = %self.id, vf = %place.spec, "frames that the VF does not send are taken back: it is restarted");
+        if let Err(error) = place.vf.restart() {
+            // The next look at it finds it stopped.
+            warn!(port = %self.id, %error, "cannot restart the VF");
+        }
+        self.reta.clear();
     }
 
     /// What ring `index` is to be built from, if it can run.
@@ -281,9 +319,9 @@ impl PortLanes {
             doorbell: Doorbell { kick: ring.kick.clone(), call: ring.call.clone(), err: ring.err.clone() },
             enabled: ring.enabled,
             rules,
-            // No device of those whose drivers are known to be good for it reads memory by DMA: what they read is
-            // what the guest has there, also after it gave pages back.
-            zero_copy: self.zero_copy != ZeroCopy::Off,
+            lendable: self.lending.lendable(memory).filter(|_| place_of(index).0 == GUEST_TO_VF),
+            // No device of those whose drivers are known to be good for it writes memory by DMA.
+            zero_copy: self.zero_copy != ZeroCopy::Off && place_of(index).0 == VF_TO_GUEST,
             guest_checksum: has(features::NET_GUEST_CSUM),
         })
     }
@@ -329,6 +367,8 @@ impl Lanes for PortLanes {
                 state.rings[ring].base = position;
             }
         }
+        // What the VF did not give back keeps what it is in: see `EthdevTx`.
+        self.lending.end();
         Drained::attest()
     }
 
@@ -336,6 +376,11 @@ impl Lanes for PortLanes {
         self.pause();
         if self.silenced {
             return;
+        }
+        let sends = |ring: &usize| place_of(*ring).0 == GUEST_TO_VF && self.plan(*ring, state, memory).is_some();
+        if (0..self.built.len()).any(|ring| sends(&ring)) {
+            let vf = self.vf.as_ref().map(|place| &place.vf);
+            self.lending.follow(vf, memory, self.zero_copy);
         }
         for ring in 0..self.built.len() {
             let (direction, pair) = place_of(ring);

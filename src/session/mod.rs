@@ -8,6 +8,7 @@ mod admission;
 mod conversation;
 pub mod features;
 mod lanes;
+mod lending;
 pub mod message;
 mod plan;
 pub mod port;

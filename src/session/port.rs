@@ -222,6 +222,7 @@ impl<'tell> Port<'tell> {
             if self.lanes.is_silenced() {
                 self.part(None);
             }
+            self.map();
             self.tell_status();
         }
     }
@@ -229,7 +230,10 @@ impl<'tell> Port<'tell> {
     /// Waits for a command, the socket, or the time to look or retry. Whether the socket is ready.
     fn wait(&mut self) -> bool {
         let now = Instant::now();
-        let mut limit = self.next_look.saturating_duration_since(now);
+        let mut limit = match self.lanes.is_mapping() {
+            true => Duration::ZERO,
+            false => self.next_look.saturating_duration_since(now),
+        };
         let closed = self.admission.closed_for(now);
         let socket: Option<BorrowedFd<'_>> = match (&self.guest, &self.listener) {
             (Some(guest), _) => Some(guest.connection.as_fd()),
@@ -422,6 +426,17 @@ impl<'tell> Port<'tell> {
         }
     }
 
+    /// Goes on mapping the guest's memory for the VF. When all is, rings lend frames.
+    fn map(&mut self) {
+        if self.lanes.is_mapping()
+            && self.lanes.map_some()
+            && let Some(guest) = &mut self.guest
+        {
+            self.lanes.pause();
+            guest.session.hand_out(&mut self.lanes);
+        }
+    }
+
     fn change(&mut self, mac: Option<Mac>, socket: Option<SocketPlan>) -> Result<()> {
         if let (Some(plan), Some(listener)) = (&socket, &self.listener) {
             listener.set_access(plan)?;
@@ -506,6 +521,7 @@ impl<'tell> Port<'tell> {
             features: session.and_then(|session| session.state().features),
             rings: session.map(|session| self.lanes.ring_status(session.state())).unwrap_or_default(),
             guest_memory: session.map_or(0, |session| session.state().regions.iter().map(|(spec, _)| spec.size).sum()),
+            copies: session.and_then(|_| self.lanes.copies()),
             last_error: self.last_error.clone(),
         };
         if status != self.told {

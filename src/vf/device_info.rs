@@ -3,7 +3,7 @@
 use dpdk_sys::rte_eth_dev_info;
 
 use super::ethdev::{DEFECT, check, text};
-use super::{VfCaps, VfSpec, quirks, zero_copy};
+use super::{Dma, VfCaps, VfSpec, quirks, zero_copy};
 use crate::error::Result;
 use crate::ethernet::{HEADER, MAX_MTU};
 
@@ -58,9 +58,11 @@ impl DeviceInfo {
             tso: tx & dpdk_sys::SHIM_TX_OFFLOAD_TCP_TSO != 0 && quirks::segments_soundly(&driver),
             rx_checksum: rx != 0,
             multi_segment: tx & dpdk_sys::SHIM_TX_OFFLOAD_MULTI_SEGS != 0,
-            lends: zero_copy::lends(&driver),
+            copies: zero_copy::reason_to_copy(&driver),
             places: zero_copy::places(&driver),
             rx_interrupt: false,
+            dma: Dma::None,
+            dma_shared: None,
             driver,
         }
     }

@@ -181,6 +181,12 @@ pub(super) fn running() -> Result<()> {
     }
 }
 
+/// Devices find memory at the addresses at which we do (IOVA = VA).
+pub(super) fn addresses_are_virtual() -> bool {
+    // SAFETY: reads EAL's configuration.
+    unsafe { dpdk_sys::rte_eal_iova_mode() == dpdk_sys::SHIM_IOVA_VA }
+}
+
 /// The calling thread's `rte_errno`.
 pub(super) fn errno() -> i32 {
     // SAFETY: reads a thread-local.

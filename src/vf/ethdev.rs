@@ -1,18 +1,21 @@
 //! A DPDK Ethernet device as a VF: its life from probe to removal.
 
 use std::ffi::{CStr, CString, c_int};
+use std::ops::Range;
 use std::sync::Arc;
 
 use arrayvec::ArrayVec;
 use dpdk_sys::{rte_eth_conf, rte_eth_dev_info};
 
 use super::device_info::DeviceInfo;
+use super::domain::Domain;
 use super::lease::Leases;
 pub use super::mbuf::{RxMbuf, TxMbuf};
 use super::mempool::{Pool, no_memory};
+use super::queue::Asking;
 pub use super::queue::{EthdevRx, EthdevTx};
 use super::wake::Wake;
-use super::{Mac, Queues, VfCaps, VfConfig, VfLink, VfSpec, eal, pci, quirks};
+use super::{Dma, DmaMap, Mac, Queues, VfCaps, VfConfig, VfLink, VfSpec, eal, pci, quirks, zero_copy};
 use crate::error::{Error, Result};
 use crate::ethernet::{MAX_TSO_FRAME, MIN_MTU, TAGGED_HEADER};
 use crate::ring::BURST;
@@ -42,6 +45,8 @@ pub struct EthdevVf {
     configured: Option<Configured>,
     started: bool,
     leases: Leases,
+    /// Given up after the device is removed.
+    domain: Option<Domain>,
 }
 
 #[derive(Debug)]
@@ -55,9 +60,7 @@ struct Configured {
 impl EthdevVf {
     /// See [`super::Vf::probe`].
     ///
-    /// The order is fixed by VFIO: IOMMU group → container → probe → DMA map → queues. A group can only be
-    /// bound to a container of our own before the probe opens it, and memory can only be mapped into
-    /// a container that has a device. Here the first two are EAL's default container.
+    /// A PCI VF has a DMA domain of its own, where that is possible; else it is in EAL's default one with the others.
     pub(super) fn probe(spec: &VfSpec) -> Result<Self> {
         eal::running()?;
         let (bus, name, args) = match spec {
@@ -90,6 +93,16 @@ impl EthdevVf {
                 dpdk_sys::RTE_MAX_ETHPORTS
             )));
         }
+        let (domain, shared) = match spec {
+            VfSpec::Pci(address) => match Domain::of(*address) {
+                Ok(domain) => (Some(domain), None),
+                Err(why) => {
+                    tracing::info!(vf = %spec, why, "the VF is in the DMA domain of EAL, with others");
+                    (None, Some(why))
+                }
+            },
+            _ => (None, None),
+        };
         // SAFETY: NUL-terminated strings; called on the device thread only.
         let rc = unsafe { dpdk_sys::rte_eal_hotplug_add(bus.as_ptr(), name.as_ptr(), args.as_ptr()) };
         let subject = || spec.to_string();
@@ -107,8 +120,18 @@ impl EthdevVf {
         });
         let made = vf.and_then(|port| {
             let info = DeviceInfo::of(port, spec)?;
+            let mut caps = info.caps(spec);
+            caps.dma = match (&domain, &shared) {
+                (Some(_), _) => Dma::Own,
+                (None, Some(_)) => Dma::Shared,
+                (None, None) => Dma::None,
+            };
+            if let (None, Some(why)) = (&caps.copies, &shared) {
+                caps.copies = Some(format!("the VF shares its DMA domain with others: {why}"));
+            }
+            caps.dma_shared = shared;
             Ok(Self {
-                caps: info.caps(spec),
+                caps,
                 interface: info.0.if_index,
                 spec: spec.clone(),
                 bus,
@@ -117,13 +140,14 @@ impl EthdevVf {
                 configured: None,
                 started: false,
                 leases: Leases::default(),
+                domain: None,
             })
         });
         if made.is_err() {
             // SAFETY: undoes the probe.
             unsafe { dpdk_sys::rte_eal_hotplug_remove(bus.as_ptr(), name.as_ptr()) };
         }
-        made
+        made.map(|vf| Self { domain, ..vf })
     }
 
     pub(super) fn caps(&self) -> &VfCaps {
@@ -143,6 +167,13 @@ impl EthdevVf {
         }
         let info = DeviceInfo::of(self.port, &self.spec)?;
         let queues = config.queues.min(self.caps.max_queues);
+        let asked = self.caps.copies.is_none() && zero_copy::is_to_be_asked(&self.caps.driver);
+        if asked && queues < config.queues {
+            self.caps.copies = Some(format!(
+                "{} has one queue for several rings, and can be asked what it has sent only where each has its own",
+                self.caps.driver
+            ));
+        }
         self.configure_device(&info, queues, config.mtu)?;
         self.set_device_mtu(&info, config.mtu)?;
         if let Some(mac) = config.mac {
@@ -175,9 +206,9 @@ impl EthdevVf {
                 )
             };
             self.check("rte_eth_tx_queue_setup", rc, QUEUE_SETUP)?;
-            let shells = match self.caps.lends {
-                true => Some(Arc::new(Pool::shells(per_queue, node)?)),
-                false => None,
+            let shells = match self.caps.copies {
+                None => Some(Arc::new(Pool::shells(per_queue, node)?)),
+                Some(_) => None,
             };
             pools.extend(shells.clone());
             tx.push(EthdevTx {
@@ -192,6 +223,7 @@ impl EthdevVf {
                 lent: 0,
                 staged: 0,
                 lenders: ArrayVec::new(),
+                asking: (asked && self.caps.copies.is_none()).then(|| Asking::new(tx_descriptors)),
                 _lease: self.leases.lease(),
             });
 
@@ -227,6 +259,13 @@ impl EthdevVf {
         self.keep(queues, pools);
         if let Some(configured) = &mut self.configured {
             configured.wakes = rx.iter().map(|rx| Arc::clone(&rx.wake)).collect();
+        }
+        if self.domain.as_ref().is_some_and(|domain| !domain.is_whole()) {
+            return Err(Error::Exhausted(format!(
+                "the daemon's memory has grown, and cannot be mapped for {}; raise RLIMIT_MEMLOCK, or reserve more \
+                 hugepages",
+                self.spec
+            )));
         }
         Ok(Queues::Ethdev(tx, rx))
     }
@@ -348,6 +387,19 @@ impl EthdevVf {
         for queue in 0..self.configured.as_ref().map_or(0, |c| c.queues) {
             self.drain(queue);
         }
+        self.halt()
+    }
+
+    /// See [`super::Vf::restart`].
+    pub(super) fn restart(&mut self) -> Result<()> {
+        if !self.started {
+            return Ok(());
+        }
+        self.halt()?;
+        self.start()
+    }
+
+    fn halt(&mut self) -> Result<()> {
         // SAFETY: takes a port number.
         let rc = unsafe { dpdk_sys::rte_eth_dev_stop(self.port) };
         self.check("rte_eth_dev_stop", rc, "detach the VF")?;
@@ -356,6 +408,15 @@ impl EthdevVf {
             wake.lose();
         }
         Ok(())
+    }
+
+    /// See [`super::Vf::map`].
+    pub(super) fn map(&self, pages: Range<usize>) -> Result<DmaMap> {
+        let what = || format!("cannot map {} MiB of guest memory for {}", pages.len() >> 20, self.spec);
+        match &self.domain {
+            Some(domain) => domain.map(pages.clone()).map_err(Error::io(what())),
+            None => Err(Error::Invalid(format!("{}: it has no DMA domain of its own", what()))),
+        }
     }
 
     fn drain(&self, queue: u16) {
@@ -425,6 +486,9 @@ impl EthdevVf {
     /// See [`super::Vf::require_present`].
     pub(super) fn require_present(&self) -> Result<()> {
         match &self.spec {
+            _ if self.configured.is_some() && !self.started => {
+                Err(Error::VfAbsent(format!("{} was stopped, and did not start again; it is set up anew", self.spec)))
+            }
             VfSpec::Pci(_) if self.link().up => Ok(()),
             VfSpec::Pci(address) => pci::require_usable(*address),
             // Some of them are always up (net_af_packet).
@@ -470,6 +534,12 @@ impl EthdevVf {
         // SAFETY: as above; called on the device thread only.
         let removed = unsafe { dpdk_sys::rte_eal_hotplug_remove(self.bus.as_ptr(), self.name.as_ptr()) };
         quirks::after_close(&self.spec);
+        match removed {
+            // Before memory goes, which it would follow: the IOMMU went with the device.
+            0.. => self.domain = None,
+            // It may still be open there.
+            _ => std::mem::forget(self.domain.take()),
+        }
         // Only now: closing gave back the mbufs that the device held.
         self.configured = None;
         Pool::reap();

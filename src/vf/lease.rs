@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 
-/// Held by a queue as long as it lives: its VF is not stopped or closed under it.
+/// Held by a queue as long as it lives: its VF is not stopped or closed under it, but by whoever has all of them
+/// (a restart).
 #[derive(Debug)]
 pub(super) struct Lease {
     _of: Arc<()>,

@@ -295,6 +295,12 @@ impl TxMbuf {
         self.0.offset() == 0
     }
 
+    /// In several mbufs.
+    #[inline]
+    pub(super) fn is_chained(&self) -> bool {
+        self.0.segments() > 1
+    }
+
     /// It asks for an offload, so the driver's tx_prepare has to see it.
     pub(super) fn flags(&self) -> u64 {
         self.0.flags()

@@ -6,11 +6,15 @@
 
 #[cfg(feature = "dpdk")]
 mod device_info;
+mod dma;
+#[cfg(feature = "dpdk")]
+mod domain;
 #[cfg(feature = "dpdk")]
 pub mod eal;
 #[cfg(feature = "dpdk")]
 pub mod ethdev;
 mod lease;
+mod lendable;
 #[cfg(feature = "dpdk")]
 mod mbuf;
 #[cfg(feature = "dpdk")]
@@ -28,12 +32,18 @@ mod wake;
 #[cfg(feature = "dpdk")]
 mod zero_copy;
 
+use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::time::Instant;
 
 use arrayvec::ArrayVec;
 
+pub use dma::DmaMap;
+pub use lendable::Lendable;
 pub use spec::{Mac, PciAddress, VfSpec};
+
+use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
 use crate::guest::{GuestMemory, HostRange};
@@ -70,12 +80,30 @@ pub struct VfCaps {
     pub rx_checksum: bool,
     /// Takes frames of several segments.
     pub multi_segment: bool,
-    /// Sends frames from where they lie in guest memory: its driver is known to be done with them in time and in order.
-    pub lends: bool,
+    /// Why it does not send frames from where they lie in guest memory; `None`: its driver is known to be done with them
+    /// in time and in order.
+    pub copies: Option<String>,
     /// Receives frames where the guest wants them: it takes buffers only for frames that are there.
     pub places: bool,
     /// Can wake a sleeping core when a frame arrives.
     pub rx_interrupt: bool,
+    /// What it finds in memory.
+    pub dma: Dma,
+    /// Why that is [`Dma::Shared`].
+    pub dma_shared: Option<String>,
+}
+
+/// What a VF finds in memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Dma {
+    /// It is no device: its driver reads and writes by the CPU.
+    #[default]
+    None,
+    /// The daemon's own buffers, and what of its guest's memory is mapped for it.
+    Own,
+    /// The same as other VFs: no guest's memory is mapped.
+    Shared,
 }
 
 /// Link and address of a VF, as the operator sees them.
@@ -137,9 +165,9 @@ pub trait TxQueue: Send + 'static {
     fn lends_from(&self) -> usize {
         usize::MAX
     }
-    /// A frame that stays where it is, in `memory`, until it is sent: see [`Self::lent`]. Whoever has it must not give it
-    /// back to the guest before. `None` as for [`Self::copy`], or if this queue cannot.
-    fn lend(&mut self, _frame: HostRange, _memory: &Arc<GuestMemory>) -> Option<Self::Packet> {
+    /// A frame that stays where it is, covered by `memory`, until it is sent: see [`Self::lent`]. Whoever has it must not
+    /// give it back to the guest before. `None` as for [`Self::copy`], or if this queue cannot, or not now.
+    fn lend(&mut self, _frame: HostRange, _memory: &Arc<Lendable>) -> Option<Self::Packet> {
         None
     }
     /// Lent frames taken by `send`, ever, modulo 2^32.
@@ -148,6 +176,8 @@ pub trait TxQueue: Send + 'static {
     }
     /// No frame is staged: keeps no memory any longer in which no lent frame is out.
     fn forget_memories(&mut self) {}
+    /// Has the VF say what it is done with, where it does not unasked; not more often than is worth it.
+    fn reclaim(&mut self, _now: Instant) {}
     /// How many of these the VF is done with, in the order of sending.
     fn returned(&mut self) -> u32 {
         0
@@ -271,6 +301,25 @@ impl Vf {
             Self::Soft(vf) => vf.stop(),
             #[cfg(feature = "dpdk")]
             Self::Ethdev(vf) => vf.stop(),
+        }
+    }
+
+    /// Stops and starts it, so that it gives back every frame it took: what was not sent is lost. The caller has all its
+    /// queues, paused.
+    pub fn restart(&mut self) -> Result<()> {
+        match self {
+            Self::Soft(_) => Ok(()),
+            #[cfg(feature = "dpdk")]
+            Self::Ethdev(vf) => vf.restart(),
+        }
+    }
+
+    /// Lets it read pages of its guest's memory. Of a VF with [`Dma::Own`].
+    pub fn map(&self, pages: Range<usize>) -> Result<DmaMap> {
+        match self {
+            #[cfg(feature = "dpdk")]
+            Self::Ethdev(vf) => vf.map(pages),
+            Self::Soft(_) => Err(crate::error::Error::Invalid(format!("a soft VF reads no memory by DMA: {pages:x?}"))),
         }
     }
 

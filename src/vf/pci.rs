@@ -31,6 +31,35 @@ fn require_usable_in(devices: &Path, address: PciAddress) -> Result<()> {
     }
 }
 
+/// The IOMMU group that a function is in alone, with a real IOMMU, and bound to vfio-pci. Else why not.
+pub(super) fn own_group(address: PciAddress) -> Result<i32, String> {
+    own_group_in(Path::new(DEVICES), address)
+}
+
+fn own_group_in(devices: &Path, address: PciAddress) -> Result<i32, String> {
+    let device = devices.join(address.to_string());
+    let name_of = |link: &str| {
+        let target = std::fs::read_link(device.join(link)).ok()?;
+        Some(target.file_name()?.to_string_lossy().into_owned())
+    };
+    match name_of("driver").as_deref() {
+        Some("vfio-pci") => {}
+        other => return Err(format!("it is bound to {}, not to vfio-pci", other.unwrap_or("no driver"))),
+    }
+    let group = device.join("iommu_group");
+    let Some(number) = name_of("iommu_group").and_then(|name| name.parse().ok()) else {
+        return Err("it is in no IOMMU group".into());
+    };
+    if std::fs::read_to_string(group.join("name")).is_ok_and(|name| name.trim() == "vfio-noiommu") {
+        return Err("there is no IOMMU (VFIO's noiommu mode)".into());
+    }
+    match std::fs::read_dir(group.join("devices")).map(Iterator::count) {
+        Ok(1) => Ok(number),
+        Ok(_) => Err(format!("it shares IOMMU group {number} with other functions")),
+        Err(error) => Err(format!("the functions of IOMMU group {number} cannot be listed: {error}")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::symlink;
@@ -59,5 +88,31 @@ mod tests {
             symlink(format!("../../../bus/pci/drivers/{driver}"), device.join("driver")).unwrap();
             require_usable_in(sysfs.path(), address).unwrap();
         }
+    }
+
+    #[test]
+    fn a_group_is_the_functions_own_if_it_is_alone_behind_an_iommu() {
+        let sysfs = tempfile::tempdir().unwrap();
+        let address: PciAddress = "0000:05:08.1".parse().unwrap();
+        let (devices, group) = (sysfs.path().join("devices"), sysfs.path().join("groups/42"));
+        let device = devices.join("0000:05:08.1");
+        for directory in [&device, &group.join("devices")] {
+            std::fs::create_dir_all(directory).unwrap();
+        }
+        let why = || own_group_in(&devices, address).unwrap_err();
+        assert!(why().contains("bound to no driver"));
+        symlink("../../../bus/pci/drivers/mlx5_core", device.join("driver")).unwrap();
+        assert!(why().contains("mlx5_core"));
+        std::fs::remove_file(device.join("driver")).unwrap();
+        symlink("../../../bus/pci/drivers/vfio-pci", device.join("driver")).unwrap();
+        assert!(why().contains("no IOMMU group"));
+        symlink("../../groups/42", device.join("iommu_group")).unwrap();
+        std::fs::write(group.join("devices/0000:05:08.1"), "").unwrap();
+        assert_eq!(own_group_in(&devices, address), Ok(42));
+        std::fs::write(group.join("name"), "vfio-noiommu\n").unwrap();
+        assert!(why().contains("noiommu"));
+        std::fs::remove_file(group.join("name")).unwrap();
+        std::fs::write(group.join("devices/0000:05:08.2"), "").unwrap();
+        assert!(why().contains("shares IOMMU group 42"));
     }
 }

@@ -3,6 +3,7 @@
 use std::os::fd::BorrowedFd;
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use arrayvec::ArrayVec;
 
@@ -10,7 +11,7 @@ use super::lease::Lease;
 use super::mbuf::{Mbuf, RxMbuf, TxMbuf};
 use super::mempool::{Pool, Stack};
 use super::wake::Wake;
-use super::{RxQueue, TxQueue};
+use super::{Lendable, RxQueue, TxQueue};
 use crate::guest::{GuestMemory, HostRange};
 use crate::ring::{BURST, Gather};
 
@@ -36,8 +37,34 @@ pub struct EthdevTx {
     /// Frames that may be lent and were not yet sent.
     pub(super) staged: usize,
     /// The memories that lent frames are in, at least as long as they are out.
-    pub(super) lenders: ArrayVec<Arc<GuestMemory>, LENDERS>,
+    pub(super) lenders: ArrayVec<Arc<Lendable>, LENDERS>,
+    /// Of a driver that is to be asked what it is done with.
+    pub(super) asking: Option<Asking>,
     pub(super) _lease: Lease,
+}
+
+/// How a driver is asked that frees what it has sent only a ring later.
+///
+/// It must never be asked while a frame of several mbufs is in its ring (see [`super::zero_copy`]). So a queue has
+/// either those or lent frames: after the last of those it copies until they cannot be there any more; and before the
+/// first of those it waits until what is lent is back. That needs all frames to come in the order of [`TxQueue::copy`]
+/// and [`TxQueue::lend`]: one ring to a queue.
+#[derive(Debug)]
+pub(super) struct Asking {
+    /// Descriptors of the queue; each frame takes one, or more.
+    ring: u32,
+    /// So many frames more, and no frame of several mbufs is in the ring.
+    chained: u32,
+    last: Instant,
+}
+
+/// How often at most: each time the driver may look at its whole ring.
+const ASK: Duration = Duration::from_micros(50);
+
+impl Asking {
+    pub(super) fn new(descriptors: u16) -> Self {
+        Self { ring: descriptors.into(), chained: 0, last: Instant::now() }
+    }
 }
 
 /// Memory tables that frames of a queue may be in at a time: changes of a guest's memory that overtake frames.
@@ -83,7 +110,7 @@ impl EthdevTx {
 
     /// Keeps a memory mapped as long as frames in it may be out. `false`: too many are kept already.
     #[inline]
-    fn keep(&mut self, memory: &Arc<GuestMemory>) -> bool {
+    fn keep(&mut self, memory: &Arc<Lendable>) -> bool {
         if self.lenders.last().is_some_and(|last| Arc::ptr_eq(last, memory)) {
             return true;
         }
@@ -91,7 +118,7 @@ impl EthdevTx {
     }
 
     #[cold]
-    fn keep_another(&mut self, memory: &Arc<GuestMemory>) -> bool {
+    fn keep_another(&mut self, memory: &Arc<Lendable>) -> bool {
         if self.lenders.iter().any(|lender| Arc::ptr_eq(lender, memory)) {
             return true;
         }
@@ -100,6 +127,18 @@ impl EthdevTx {
             self.lenders.clear();
         }
         self.lenders.try_push(Arc::clone(memory)).is_ok()
+    }
+
+    /// How many frames from the first on may go into the ring now: see [`Asking`].
+    fn unchained(&mut self, burst: &ArrayVec<TxMbuf, BURST>) -> usize {
+        if self.asking.as_ref().is_none_or(|asking| asking.chained == 0) {
+            return burst.len();
+        }
+        // Behind the first of several mbufs all are copies.
+        match burst.iter().position(TxMbuf::is_chained) {
+            Some(first) if self.lent != self.returned() || burst[..first].iter().any(TxMbuf::is_lent) => first,
+            _ => burst.len(),
+        }
     }
 
     /// How many frames from the first on the driver's tx_prepare accepts. Cheap where no frame has an offload.
@@ -139,16 +178,24 @@ impl TxQueue for EthdevTx {
             return None;
         }
         let (stash, pool) = (&mut self.stash, &*self.pool);
-        TxMbuf::copy(source, self.room, self.min, || Self::alloc(stash, pool))
+        let packet = TxMbuf::copy(source, self.room, self.min, || Self::alloc(stash, pool))?;
+        if let Some(asking) = &mut self.asking
+            && packet.is_chained()
+        {
+            // Those staged before it do not count.
+            asking.chained = asking.ring + BURST as u32;
+        }
+        Some(packet)
     }
 
     fn lends_from(&self) -> usize {
         if self.shells.is_some() { LEND_FROM } else { usize::MAX }
     }
 
-    fn lend(&mut self, frame: HostRange, memory: &Arc<GuestMemory>) -> Option<TxMbuf> {
+    fn lend(&mut self, frame: HostRange, memory: &Arc<Lendable>) -> Option<TxMbuf> {
         let stack = self.stack()?;
-        if frame.len() < self.min || frame.len() > self.room || !self.keep(memory) {
+        let unfit = frame.len() < self.min || frame.len() > self.room;
+        if unfit || self.asking.as_ref().is_some_and(|asking| asking.chained > 0) || !self.keep(memory) {
             return None;
         }
         // SAFETY: whoever owns the queue owns its shells; what comes is ours alone, and as free mbufs are; the memory is
@@ -173,6 +220,19 @@ impl TxQueue for EthdevTx {
         }
     }
 
+    #[inline]
+    fn reclaim(&mut self, now: Instant) {
+        let out = self.lent != self.returned();
+        if let Some(asking) = &mut self.asking
+            && out
+            && now.saturating_duration_since(asking.last) >= ASK
+        {
+            asking.last = now;
+            // SAFETY: the queue is ours, configured, and has no frame of several mbufs: see `Asking`.
+            unsafe { dpdk_sys::rte_eth_tx_done_cleanup(self.port, self.queue, 0) };
+        }
+    }
+
     fn forget_memories(&mut self) {
         if self.lent == self.returned() {
             self.lenders.clear();
@@ -182,7 +242,8 @@ impl TxQueue for EthdevTx {
     fn send(&mut self, burst: &mut ArrayVec<TxMbuf, BURST>, refused: &mut u32) -> usize {
         let mut taken = 0;
         while !burst.is_empty() {
-            let ready = self.prepare(burst);
+            let prepared = self.prepare(burst);
+            let ready = self.unchained(burst).min(prepared);
             let lent = if self.staged > 0 { lent_places(&burst[..ready]) } else { 0 };
             let sent = if ready == 0 {
                 0
@@ -192,13 +253,17 @@ impl TxQueue for EthdevTx {
                     unsafe { dpdk_sys::shim_tx_burst(self.port, self.queue, burst.as_mut_ptr().cast(), ready as u16) };
                 usize::from(sent).min(ready)
             };
+            if let Some(asking) = &mut self.asking {
+                let chained = burst[..sent].iter().any(TxMbuf::is_chained);
+                asking.chained = if chained { asking.ring } else { asking.chained.saturating_sub(sent as u32) };
+            }
             forget_first(burst, sent);
             let lent = (lent & first_bits(sent)).count_ones();
             self.lent = self.lent.wrapping_add(lent);
             // Those that were dropped unsent stay counted: they cost a look at later bursts.
             self.staged -= lent as usize;
             taken += sent;
-            if sent < ready || burst.is_empty() {
+            if sent < ready || ready < prepared || burst.is_empty() {
                 break;
             }
             // The first that is left is the one that tx_prepare stopped at.

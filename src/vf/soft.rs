@@ -109,7 +109,13 @@ impl SoftVf {
         };
         Ok(Self {
             far,
-            caps: VfCaps { driver: spec.to_string(), max_queues: QUEUES, max_mtu: MAX_MTU, ..VfCaps::default() },
+            caps: VfCaps {
+                driver: spec.to_string(),
+                max_queues: QUEUES,
+                max_mtu: MAX_MTU,
+                copies: Some(format!("{spec} is not known to be done with sent frames in time and in order")),
+                ..VfCaps::default()
+            },
             // Locally administered; nothing filters by it.
             mac: Mac([0x02, 0, 0, 0, 0, 1]),
             started: false,

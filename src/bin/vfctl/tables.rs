@@ -6,6 +6,7 @@ use comfy_table::{CellAlignment, Table, presets::NOTHING};
 use virtio_forwarder::control::PortId;
 use virtio_forwarder::control::api::{Attached, Copies, Detached, Info, PortList, PortView, Synced};
 use virtio_forwarder::session::port::Role;
+use virtio_forwarder::vf::Dma;
 
 /// A table without lines, which tools can read too; the columns at `numbers` are aligned right.
 pub fn table<const N: usize>(
@@ -141,6 +142,11 @@ pub fn port(port: PortView) -> String {
             or_dash(mac)
         )
     });
+    let domain = port.vf.as_ref().map(|vf| match (vf.dma, &vf.dma_shared) {
+        (Dma::None, _) => "none".to_owned(),
+        (Dma::Own, _) => "own".to_owned(),
+        (Dma::Shared, why) => format!("shared ({})", why.as_deref().unwrap_or_default()),
+    });
     let guest = &port.guest;
     let connected = if guest.guest { "connected" } else { "not connected" };
     let mut text = facts([
@@ -150,6 +156,7 @@ pub fn port(port: PortView) -> String {
         ("socket", format!("{} ({}{owner})", socket.path, role(&port))),
         ("VF asked for", vf(&port)),
         ("VF in place", or_dash(in_place.unwrap_or_default())),
+        ("DMA domain", or_dash(domain.unwrap_or_default())),
         ("queue pairs", port.queue_pairs.to_string()),
         ("MTU", port.mtu.to_string()),
         ("MAC asked for", or_dash(port.mac.map(|mac| mac.to_string()).unwrap_or_default())),

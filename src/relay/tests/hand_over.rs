@@ -108,6 +108,42 @@ fn a_thousand_moves_lose_and_reorder_nothing_with_event_idx() {
     a_thousand_moves([IdlePolicy::Poll, IdlePolicy::Adaptive], true);
 }
 
+/// Nobody kicks, and nobody says that the VF is done: the guest has its buffer soon all the same, also when its core is
+/// long asleep.
+#[test]
+fn what_a_vf_gives_back_late_is_completed_while_the_core_naps() {
+    let mut core = poller(IdlePolicy::Adaptive);
+    let mut guest = Guest::new(1, 64);
+    let vf = ScriptedTx::new();
+    (vf.script().lends_from, vf.script().keeps) = (0, true);
+    let (kick, counters) = (event(), Arc::new(LaneCounters::default()));
+    let mut lane = GuestToVf::new(LaneId(1), 1, vec![vf.clone()], Arc::new(true.into()), counters);
+    let doorbell = Doorbell { kick: Some(kick.clone()), ..Doorbell::default() };
+    lane.insert_ring(0, RingPlan { doorbell, ..guest.tx_plan(0) }).unwrap();
+    core.adopt(Box::new(lane));
+    for i in 0..30_u64 {
+        guest.tx[0].send(&[0; HEADER], &numbered(0, i, 600));
+        guest.tx[0].ring.publish();
+        rustix::io::write(&kick, &1_u64.to_ne_bytes()).unwrap();
+        let sent = Instant::now();
+        while vf.script().out.is_empty() {
+            assert!(sent.elapsed() < LONG, "not sent");
+            std::thread::yield_now();
+        }
+        std::thread::sleep(Duration::from_millis(i % 10 * 10));
+        assert_eq!(guest.tx[0].reclaim(), 0, "the VF has it");
+        vf.script().give_back(1);
+        let back = Instant::now();
+        while guest.tx[0].reclaim() == 0 {
+            assert!(back.elapsed() < LONG, "never completed");
+            std::thread::yield_now();
+        }
+        assert!(back.elapsed() < Duration::from_millis(50), "{:?}", back.elapsed());
+    }
+    drop(recall(&core, LaneId(1)));
+    core.stop();
+}
+
 /// A core without naps sleeps until it is kicked: the kick is never lost, and never read.
 #[test]
 fn every_kick_wakes_a_sleeping_core() {

@@ -15,6 +15,7 @@ use super::*;
 use crate::guest::{Gpa, GuestMemory, RegionSpec, UserAddr};
 use crate::ring::testing::{Driver, GPA, Receiver, Sender, USER};
 use crate::ring::{RingAddresses, RingConfig};
+use crate::vf::Lendable;
 
 /// Bytes of a buffer, and the longest frame.
 const BUFFER: usize = 2048;
@@ -67,6 +68,7 @@ impl Guest {
             doorbell: Doorbell::default(),
             enabled: true,
             rules: TxRules { max_wire_frame: MAX_FRAME, ..TxRules::default() },
+            lendable: Some(Lendable::all(self.memory.clone())),
             zero_copy: true,
             guest_checksum: false,
         }

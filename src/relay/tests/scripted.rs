@@ -8,7 +8,7 @@ use arrayvec::ArrayVec;
 
 use crate::guest::{GuestMemory, HostRange};
 use crate::ring::{BURST, Gather};
-use crate::vf::{RxPacket, RxQueue, TxOffload, TxPacket, TxQueue};
+use crate::vf::{Lendable, RxPacket, RxQueue, TxOffload, TxPacket, TxQueue};
 
 /// What a transmit queue does, and what it did.
 #[derive(Debug)]
@@ -123,11 +123,11 @@ impl TxQueue for ScriptedTx {
         self.script().lends_from
     }
 
-    fn lend(&mut self, frame: HostRange, memory: &Arc<GuestMemory>) -> Option<Packet> {
+    fn lend(&mut self, frame: HostRange, memory: &Arc<Lendable>) -> Option<Packet> {
         let mut script = self.script();
         script.pool = script.pool.checked_sub(1)?;
         drop(script);
-        Some(Packet { bytes: Vec::new(), lent: Some((frame, memory.clone())), home: Some(self.clone()) })
+        Some(Packet { bytes: Vec::new(), lent: Some((frame, memory.memory().clone())), home: Some(self.clone()) })
     }
 
     fn lent(&self) -> u32 {

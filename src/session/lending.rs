@@ -1,0 +1,103 @@
+//! What of its guest's memory a port's VF may send from.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::plan::ZeroCopy;
+use crate::guest::GuestMemory;
+use crate::vf::{Dma, DmaMap, Lendable, Vf};
+
+/// Mapped at a time, in bytes: it may be some 10 ms until the port's thread answers anybody again.
+const PIECE: usize = 128 << 20;
+
+/// The way there: a device's driver sends from what is mapped for the device, which may take seconds. Until then all
+/// is copied.
+#[derive(Debug, Default)]
+pub(super) struct Lending {
+    /// What it is about; `None`: nothing is lent.
+    of: Option<(Arc<GuestMemory>, ZeroCopy)>,
+    /// By DMA, if the VF does.
+    maps: Vec<Arc<DmaMap>>,
+    left: VecDeque<Range<usize>>,
+    lendable: Option<Arc<Lendable>>,
+    hindrance: Option<String>,
+}
+
+impl Lending {
+    /// Rings in this memory run. All that the device has of the guest's is in it: lanes that lose memory are drained
+    /// before.
+    pub(super) fn follow(&mut self, vf: Option<&Vf>, memory: &Arc<GuestMemory>, wanted: ZeroCopy) {
+        let Some(vf) = vf.filter(|vf| wanted != ZeroCopy::Off && vf.caps().copies.is_none()) else {
+            return self.end();
+        };
+        if self.of.as_ref().is_some_and(|(ours, when)| Arc::ptr_eq(ours, memory) && *when == wanted) {
+            return;
+        }
+        let before = std::mem::take(self);
+        self.of = Some((memory.clone(), wanted));
+        if vf.caps().dma == Dma::None {
+            self.lendable = Some(Lendable::all(memory.clone()));
+            return;
+        }
+        // Hugepages are reserved for whoever has the file. Others can be given back, and taken anew, by the guest: the
+        // device would go on using the old ones.
+        let pieces = memory.pieces(wanted == ZeroCopy::Auto, PIECE);
+        if pieces.is_empty() {
+            self.hindrance =
+                Some("the guest's memory is not on hugepages (zero_copy \"on\" maps it all the same)".into());
+        }
+        self.maps = before.maps.into_iter().filter(|map| pieces.contains(map.pages())).collect();
+        self.left = pieces.into_iter().filter(|piece| !self.maps.iter().any(|map| map.pages() == piece)).collect();
+        self.lend();
+    }
+
+    /// Nothing is lent any more. What is still lent to a lane goes when it lets go of it.
+    pub(super) fn end(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Whether [`Self::map_some`] has something to do.
+    pub(super) fn is_under_way(&self) -> bool {
+        !self.left.is_empty()
+    }
+
+    /// Maps a piece. Whether that was the last: then the rings are to be built anew.
+    pub(super) fn map_some(&mut self, vf: Option<&Vf>) -> bool {
+        let (Some(vf), Some(piece)) = (vf, self.left.pop_front()) else { return false };
+        match vf.map(piece) {
+            Ok(map) => self.maps.push(Arc::new(map)),
+            Err(error) => {
+                tracing::warn!(%error, "frames are copied");
+                self.hindrance = Some(error.to_string());
+                self.left.clear();
+            }
+        }
+        if self.left.is_empty() {
+            self.lend();
+        }
+        self.left.is_empty()
+    }
+
+    fn lend(&mut self) {
+        self.lendable = match &self.of {
+            Some((memory, _)) if !self.maps.is_empty() => Some(Lendable::mapped(memory.clone(), self.maps.clone())),
+            _ => None,
+        };
+    }
+
+    /// For rings in `memory`.
+    pub(super) fn lendable(&self, memory: &Arc<GuestMemory>) -> Option<Arc<Lendable>> {
+        self.lendable.clone().filter(|lendable| Arc::ptr_eq(lendable.memory(), memory))
+    }
+
+    /// Why frames are copied that might be lent, of a VF that uses DMA.
+    pub(super) fn hindrance(&self) -> Option<String> {
+        match &self.lendable {
+            _ if self.hindrance.is_some() => self.hindrance.clone(),
+            None if self.is_under_way() => Some("the guest's memory is being mapped for the VF".into()),
+            None => Some("the guest has no ring that sends".into()),
+            Some(_) => None,
+        }
+    }
+}
