@@ -193,7 +193,7 @@ impl<Q: RxQueue> VfToGuest<Q> {
                     Some(at) => self.accept(queue, at, &packet),
                     None => {
                         if let Some(packet) = self.place(queue, packet, turn.now, turn) {
-                            self.hold(queue, packet, turn.now);
+                            self.sources[queue].held.push_back((turn.now, packet));
                         }
                     }
                 }
@@ -228,7 +228,7 @@ impl<Q: RxQueue> VfToGuest<Q> {
             // A ring that stayed empty for the whole grace is not waited for again until it has buffers.
             Err(PushError::Empty) => {
                 let expired = turn.now.saturating_duration_since(since) >= GUEST_RING_EMPTY;
-                if !self.is_dry(pair, expired) {
+                if !self.is_dry(pair, expired) && self.sources[queue].has_room() {
                     self.waiting |= 1 << pair;
                     return Some(packet);
                 }
@@ -243,11 +243,13 @@ impl<Q: RxQueue> VfToGuest<Q> {
         self.waiting = 0;
         let before = self.sources[queue].held.len();
         self.expect(queue, before);
+        // Of those that were held: a ring may be taken off meanwhile.
+        let feeds_one = self.sources[queue].feeds_one;
         for _ in 0..before {
             let Some((since, packet)) = self.sources[queue].held.pop_front() else { break };
             let Some(packet) = self.place(queue, packet, since, turn) else { continue };
             let source = &mut self.sources[queue];
-            if source.feeds_one {
+            if feeds_one {
                 // So do those behind it, which are younger.
                 source.held.push_front((since, packet));
                 break;

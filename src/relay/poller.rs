@@ -204,16 +204,26 @@ struct Seat {
     last_work: Instant,
     /// Its last turn was a long one.
     heavy: bool,
+    /// The round of that, and what it moved in all its turns of that round.
+    round: u64,
+    spent: usize,
 }
 
 impl Seat {
-    fn turn(&mut self, turn: &Turn<'_>) -> usize {
+    fn turn(&mut self, turn: &Turn<'_>, round: u64) -> usize {
         let moved = self.lane.turn(turn);
+        self.spent = moved + if self.round == round { self.spent } else { 0 };
+        self.round = round;
         if moved > 0 {
             self.last_work = turn.now;
         }
         self.heavy = moved >= LONG_TURN;
         moved
+    }
+
+    /// It has had what others get in a long turn, at once or bit by bit.
+    fn has_had_much(&self, round: u64) -> bool {
+        self.heavy || self.round == round && self.spent >= LONG_TURN
     }
 }
 
@@ -225,6 +235,7 @@ struct Core {
     /// The first so many have a turn in every round, the others are idle.
     busy: usize,
     seats: Vec<Seat>,
+    round: u64,
     last_visit: Instant,
     sleeper: Sleeper,
     stopping: bool,
@@ -235,7 +246,7 @@ impl Core {
         let sleeper = Sleeper::new(mailbox.bell()).map_err(Error::io("cannot prepare a poll core's sleep"))?;
         let seats = Vec::with_capacity(MAILBOX);
         let last_visit = Instant::now();
-        Ok(Self { policy, mailbox, gauge, busy: 0, seats, last_visit, sleeper, stopping: false })
+        Ok(Self { policy, mailbox, gauge, busy: 0, seats, round: 0, last_visit, sleeper, stopping: false })
     }
 
     fn run(&mut self) {
@@ -262,11 +273,12 @@ impl Core {
     /// One turn for every lane that is due. Returns the packets moved.
     fn round(&mut self, turn: &Turn<'_>) -> usize {
         let mut turn = *turn;
+        self.round = self.round.wrapping_add(1);
         let mut moved = self.visit(&turn);
         let mut at = 0;
         while at < self.busy {
             let seat = &mut self.seats[at];
-            let now = seat.turn(&turn);
+            let now = seat.turn(&turn, self.round);
             moved += now;
             if now == 0 && turn.now.saturating_duration_since(seat.last_work) > IDLE {
                 self.busy -= 1;
@@ -293,10 +305,10 @@ impl Core {
         let mut moved = 0;
         for at in 0..self.seats.len() {
             let seat = &mut self.seats[at];
-            if seat.heavy {
+            if seat.has_had_much(self.round) {
                 continue;
             }
-            let now = seat.turn(turn);
+            let now = seat.turn(turn, self.round);
             moved += now;
             if now > 0 && at >= self.busy {
                 self.seats.swap(at, self.busy);
@@ -314,7 +326,7 @@ impl Core {
                 Order::Adopt(mut lane) => {
                     lane.settle(turn);
                     let unwatched = !self.sleeper.add(&*lane);
-                    self.seats.push(Seat { lane, unwatched, last_work: turn.now, heavy: false });
+                    self.seats.push(Seat { lane, unwatched, last_work: turn.now, heavy: false, round: 0, spent: 0 });
                     self.all_are_busy(turn.now);
                 }
                 Order::Recall(id, reply) => {
@@ -570,6 +582,24 @@ mod tests {
             let after = turns.load(Relaxed);
             assert!(after - before >= HEAVY, "{before} to {after}");
         }
+    }
+
+    /// Whoever shows its packets bit by bit would else have a turn between all turns of the others.
+    #[test]
+    fn a_lane_gets_no_more_for_asking_often() {
+        const HEAVY: usize = 10;
+        let (mut core, mailbox, gauge) = core();
+        for id in 0..HEAVY as u64 {
+            mailbox.send(Order::Adopt(Scripted::new(id, VISIT, LONG_TURN).0)).unwrap();
+        }
+        let (sly, turns) = Scripted::new(100, Duration::ZERO, LONG_TURN - 1);
+        mailbox.send(Order::Adopt(sly)).unwrap();
+        core.obey(&Turn { now: Instant::now(), mark: &gauge.mark });
+        for _ in 0..10 {
+            core.round(&Turn { now: Instant::now(), mark: &gauge.mark });
+        }
+        // Two visits, and its own turn.
+        assert!((10..=30).contains(&turns.load(Relaxed)), "{turns:?} in 10 rounds");
     }
 
     /// While others are at work. If nobody is, the core has nothing better to do.

@@ -60,6 +60,11 @@ pub(super) struct Source<Q: RxQueue> {
 }
 
 impl<Q: RxQueue> Source<Q> {
+    /// Whether another frame can be held.
+    pub(super) fn has_room(&self) -> bool {
+        self.held.len() < BURST
+    }
+
     /// Whether nothing more is received for now.
     pub(super) fn is_blocked(&self) -> bool {
         !self.held.is_empty() && self.feeds_one
@@ -240,15 +245,6 @@ impl<Q: RxQueue> VfToGuest<Q> {
         let pushed = seat.push(packet);
         self.toil += seat.ring.toil();
         pushed
-    }
-
-    /// Keeps a frame for a ring without buffers, if there is room.
-    pub(super) fn hold(&mut self, queue: usize, packet: Q::Packet, since: Instant) {
-        let held = &mut self.sources[queue].held;
-        match held.len() < BURST {
-            true => held.push_back((since, packet)),
-            false => self.tally.drop(Cause::GuestRingEmpty, 1),
-        }
     }
 
     /// Whether the ring is not waited for, because it stayed empty for the grace, now or earlier.

@@ -238,7 +238,9 @@ fn reserve(
     let mut budget = DESCRIPTORS;
     while !reserved.buffers.is_full() && queue.is_ready(0) {
         let before = reserved.buffers.len();
-        let taken = queue.take_simple::<true>(reserved.buffers.remaining_capacity(), |token, buffer| {
+        // If `post` wants none, one look is enough to know it.
+        let most = if before == 0 { 1 } else { reserved.buffers.remaining_capacity() };
+        let taken = queue.take_simple::<true>(most, |token, buffer| {
             let holds = buffer.len() >= room;
             if holds {
                 buffer.prefetch_write(0);

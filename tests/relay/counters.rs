@@ -7,7 +7,6 @@ use crate::support::daemon::{Attach, Daemon};
 use crate::support::frame::Frame;
 use crate::support::frontend::feature::VERSION_1;
 use crate::support::guest::{Flows, Guest, Plan};
-use crate::support::tries::once_of_several;
 use crate::support::until;
 
 /// Sends `n` frames of `len` bytes over one pair; returns when all chains are back.
@@ -180,13 +179,14 @@ fn nothing_happens_while_nothing_happens() {
     let port = Port::new("soft:loop", 1);
     let mut guest = port.guest(&Plan::default());
     Flows::new(1).exchange(&mut guest, &[0], 100, 300);
-    // The last notification is counted behind what is seen of it, so one look may be too early.
-    once_of_several(|| {
-        let before = port.lanes();
-        std::thread::sleep(Duration::from_millis(200));
-        let after = port.lanes();
-        if after == before { Ok(()) } else { Err(format!("an idle port counts: {before:?}, then {after:?}")) }
+    // The last notification is counted behind what is seen of it.
+    let mut before = port.lanes();
+    until("the last notification is counted", || {
+        std::thread::sleep(Duration::from_millis(50));
+        std::mem::replace(&mut before, port.lanes()) == before
     });
+    std::thread::sleep(Duration::from_millis(200));
+    assert_eq!(port.lanes(), before, "an idle port counts");
     port.goodbye(guest);
     port.daemon.stop();
 }

@@ -107,6 +107,24 @@ fn a_burst_is_held_for_fifty_microseconds() {
     assert_eq!((rig.received, rig.held(), rig.empty()), (13, 2, 35));
 }
 
+/// One VF queue feeds two rings, neither of which has buffers, and one lies.
+#[test]
+fn held_frames_keep_their_order_when_another_ring_is_taken_off() {
+    let (mut rig, flows) = (Rig::new(2, 1), [flow_to(0), flow_to(1)]);
+    for flow in [flows[0], flows[1], flows[0], flows[0]] {
+        rig.arrive(0, flow, 1);
+    }
+    rig.turn();
+    assert_eq!(rig.held(), 4);
+    let ring = &rig.guest.rx[1].ring;
+    ring.put_u16(ring.avail_at() + 2, 1000);
+    rig.turn();
+    assert_eq!((rig.lane.fault(1), rig.held()), (Some(crate::ring::RingFault::AvailIndex), 3));
+    rig.guest.rx[0].post(3);
+    rig.turn();
+    assert_eq!((rig.received, rig.held()), (3, 0));
+}
+
 /// One VF queue feeds two rings.
 #[test]
 fn a_full_ring_does_not_delay_another_of_the_same_queue() {

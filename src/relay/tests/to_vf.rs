@@ -299,6 +299,36 @@ fn a_ring_waits_for_the_frames_it_lent() {
     assert_eq!(rig.lane.remove_ring(1), Some(40));
 }
 
+/// A VF that was restarted, or is gone, has what it did not return not sent: the guest's next start sends it again.
+#[test]
+fn frames_that_are_given_up_are_the_guests_again() {
+    let mut rig = Rig::new();
+    (rig.vf.script().lends_from, rig.vf.script().keeps) = (0, true);
+    rig.offer(0, 40, What::Good);
+    rig.turn();
+    rig.vf.script().give_back(32);
+    rig.turn();
+    rig.offer(0, 3, What::Good);
+    rig.turn();
+    assert_eq!(rig.lane.remove_ring(0), Some(32));
+    assert_eq!(rig.guest.tx[0].ring.used_idx(), 32);
+}
+
+/// As is a ring that lies while its frames are out.
+#[test]
+fn a_ring_with_frames_out_is_taken_off() {
+    let mut rig = Rig::new();
+    (rig.vf.script().lends_from, rig.vf.script().keeps) = (0, true);
+    rig.offer(0, 40, What::Good);
+    rig.turn();
+    let ring = &rig.guest.tx[0].ring;
+    ring.put_u16(ring.avail_at() + 2, ring.used_idx().wrapping_add(1000));
+    rig.lane.turn(&rig.clock.turn());
+    rig.lane.turn(&rig.clock.turn());
+    assert_eq!(rig.lane.fault(0), Some(crate::ring::RingFault::AvailIndex));
+    assert_eq!(rig.lane.remove_ring(0), Some(0));
+}
+
 #[test]
 fn a_dry_pool_is_a_full_vf() {
     let mut rig = Rig::new();

@@ -165,3 +165,31 @@ fn reserved_buffers_are_used_in_order_or_put_back() {
     rig.config.base = ring.position();
     assert_eq!(reserve(&mut rig.rx(), ROOM), posted[5..]);
 }
+
+/// Across the wrap of a ring of seven: those that whoever is to be given them refuses stay the next ones.
+#[test]
+fn buffers_that_nobody_wants_are_not_reserved() {
+    const ROOM: usize = NetHeader::LEN + 100;
+    for wanted in 0..6 {
+        let mut rig = Rig::new(7, Place { index: 5, wrap: true });
+        let posted: Vec<_> = (0..6).map(|i| rig.buffer(i * 256)).collect();
+        for i in 0..6 {
+            rig.post(i + 10, &[piece(posted[usize::from(i)], ROOM as u32, WRITE)]);
+        }
+        let mut ring = rig.rx();
+        let mut seen = Vec::new();
+        let result = ring.reserve(ROOM, |buffer, _| {
+            seen.push(buffer.gpa().0);
+            seen.len() <= wanted
+        });
+        assert_eq!((result, ring.reserved()), (Ok(()), wanted));
+        assert_eq!(seen, posted[..=wanted]);
+        assert_eq!(reserve(&mut ring, ROOM), posted[wanted..]);
+        assert!(ring.accept(place(&ring, posted[0]), &HEADER, 60));
+        ring.release();
+        ring.push(&HEADER, &mut &[7; 51][..]).unwrap();
+        ring.publish();
+        let used: Vec<_> = std::iter::from_fn(|| rig.driver.take_used()).collect();
+        assert_eq!(used, [(10, 72, 1), (11, 63, 1)]);
+    }
+}
