@@ -37,6 +37,7 @@ struct Cells {
     bytes: AtomicU64,
     bursts: AtomicU64,
     zero_copied: AtomicU64,
+    given_up: AtomicU64,
     completions: CompletionCells,
     dropped: [AtomicU64; CAUSES],
     kicks_sent: AtomicU64,
@@ -71,6 +72,18 @@ impl LaneCounters {
     /// Lent frames that the VF was done with so long after it had taken them.
     pub fn completed(&self, time: Duration, frames: u64) {
         self.0.completions.after(time, frames);
+    }
+
+    /// Lent frames that are not waited for any more.
+    pub fn given_up(&self, frames: u64) {
+        add(&self.0.given_up, frames);
+    }
+
+    /// Lent frames that the VF has, and those that it was done with, ever.
+    pub fn out_and_back(&self) -> (u64, u64) {
+        let back = self.0.completions.snapshot().total();
+        let gone = back + self.0.given_up.load(Relaxed);
+        (self.0.zero_copied.load(Relaxed).saturating_sub(gone), back)
     }
 
     /// Frames that were dropped.

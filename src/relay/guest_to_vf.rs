@@ -44,7 +44,7 @@ impl<P: TxPacket> TxSlot<P> {
     /// Stops the ring. It stays in the lane: its position is asked for later.
     fn stop(&mut self, fault: RingFault, counters: &LaneCounters) {
         if let Some(seat) = self.seat.take() {
-            let (ring, doorbell) = seat.close();
+            let (ring, doorbell) = seat.close(counters);
             counters.quarantine();
             self.fault = Some((fault, ring, doorbell));
         }
@@ -173,7 +173,7 @@ impl<Q: TxQueue> Lane for GuestToVf<Q> {
         let position = match slot {
             TxSlot { seat: Some(mut seat), .. } => {
                 seat.collect(&mut self.queues[queue], Instant::now(), &self.counters);
-                Some(seat.close().0.position())
+                Some(seat.close(&self.counters).0.position())
             }
             TxSlot { fault: Some((_, ring, _)), .. } => Some(ring.position()),
             TxSlot { .. } => None,

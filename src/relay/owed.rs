@@ -63,10 +63,10 @@ impl Owed {
         before - self.chains
     }
 
-    /// Takes out all.
-    pub(super) fn clear(&mut self) -> usize {
-        self.entries.clear();
-        std::mem::take(&mut self.chains)
+    /// Takes out all; returns how many lent frames were among them.
+    pub(super) fn clear(&mut self) -> u64 {
+        self.chains = 0;
+        self.entries.drain(..).filter_map(|entry| entry.lent).map(|lent| u64::from(lent.frames)).sum()
     }
 }
 
@@ -98,6 +98,7 @@ mod tests {
         assert_eq!(due(&mut owed, 1), (0, 0));
         assert_eq!((due(&mut owed, 2), owed.is_empty()), ((4, 3), true));
         owed.push(6, 3, lent(1));
-        assert_eq!((owed.clear(), owed.chains(), owed.is_empty()), (6, 0, true));
+        owed.push(6, 5, lent(2));
+        assert_eq!((owed.clear(), owed.chains(), owed.is_empty()), (3, 0, true));
     }
 }

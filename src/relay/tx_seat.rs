@@ -391,9 +391,9 @@ impl<P: TxPacket> TxSeat<P> {
 
     /// Ends its life: what was not taken is put back, what was completed is shown, what is owed (to a VF that was
     /// stopped, or whose ring is quarantined) is given up.
-    pub(super) fn close(mut self) -> (TxRing, Doorbell) {
+    pub(super) fn close(mut self, counters: &LaneCounters) -> (TxRing, Doorbell) {
         self.forget();
-        self.owed.clear();
+        counters.given_up(self.owed.clear());
         self.ring.rewind();
         self.ring.publish();
         (self.ring, self.doorbell)

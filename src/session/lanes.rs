@@ -242,7 +242,14 @@ impl PortLanes {
     /// Maps some of the guest's memory for the VF, beside the traffic. Whether the rings are to be built anew, now
     /// that all is: the caller pauses before and resumes after.
     pub(super) fn map_some(&mut self) -> bool {
-        self.lending.map_some(self.vf.as_ref().map(|place| &place.vf))
+        let done = self.lending.map_some(self.vf.as_ref().map(|place| &place.vf));
+        if done
+            && let Some(why) = self.lending.hindrance()
+            && self.log.allows()
+        {
+            warn!(port = %self.id, why, "frames are copied");
+        }
+        done
     }
 
     /// Why not all frames of the guest are sent without a copy that might.
@@ -259,6 +266,14 @@ impl PortLanes {
 
     fn assert_drained(&self) {
         assert!(self.built.iter().all(Option::is_none), "the caller drains first");
+    }
+
+    /// Takes back what the VF has of its guest's frames, if need be by restarting it. The caller pauses before and
+    /// resumes after.
+    pub(super) fn take_back(&mut self) {
+        for ring in (0..self.built.len()).filter(|ring| place_of(*ring).0 == GUEST_TO_VF) {
+            self.lost[ring] = self.take_out(ring);
+        }
     }
 
     /// The lane of a direction, which is at home.

@@ -40,8 +40,8 @@ impl Lending {
             self.lendable = Some(Lendable::all(memory.clone()));
             return;
         }
-        // Hugepages are reserved for whoever has the file. Others can be given back, and taken anew, by the guest: the
-        // device would go on using the old ones.
+        // Ordinary pages are given back, and taken anew, by any guest with a balloon: the device would go on using the
+        // old ones. Hugepages by few; that is the operator's to know (docs/operating.md).
         let pieces = memory.pieces(wanted == ZeroCopy::Auto, PIECE);
         if pieces.is_empty() {
             self.hindrance =
@@ -68,7 +68,6 @@ impl Lending {
         match vf.map(piece) {
             Ok(map) => self.maps.push(Arc::new(map)),
             Err(error) => {
-                tracing::warn!(%error, "frames are copied");
                 self.hindrance = Some(error.to_string());
                 self.left.clear();
             }

@@ -25,7 +25,7 @@ pub enum Role {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ZeroCopy {
-    /// Where nothing can take memory from under the device.
+    /// Where nothing takes memory from under the device by itself: on hugepages.
     #[default]
     Auto,
     /// The operator's word that nothing discards guest memory (balloon, free page reporting, virtio-mem, postcopy,

@@ -165,6 +165,8 @@ struct Port<'tell> {
     last_error: Option<String>,
     told: PortStatus,
     quarantined: u64,
+    /// Frames that the VF was done with at the last look, if it had others.
+    owed: Option<u64>,
     next_look: Instant,
     next_connection: Option<(Offer, VfConfig)>,
     closing: bool,
@@ -201,6 +203,7 @@ impl<'tell> Port<'tell> {
             last_error: None,
             told: PortStatus::default(),
             quarantined: 0,
+            owed: None,
             next_look: Instant::now(),
             next_connection: None,
             closing: false,
@@ -479,7 +482,7 @@ impl<'tell> Port<'tell> {
         }
     }
 
-    /// Looks at link, statistics and quarantined rings, once a second.
+    /// Looks at link, statistics, quarantined rings, and frames that do not come back, once a second.
     fn look(&mut self) {
         let now = Instant::now();
         if now < self.next_look {
@@ -498,9 +501,17 @@ impl<'tell> Port<'tell> {
         self.tell_vf();
         let counters = &self.plan.counters;
         let quarantined = counters.guest_to_vf.quarantined() + counters.vf_to_guest.quarantined();
-        if quarantined != self.quarantined {
+        let (out, back) = counters.guest_to_vf.out_and_back();
+        let owed = (out > 0).then_some(back);
+        // A VF that stood still from one look to the next, with frames of the guest: it would wait for them for ever.
+        let stuck = owed.is_some() && owed == self.owed;
+        self.owed = owed;
+        if quarantined != self.quarantined || stuck {
             self.quarantined = quarantined;
             self.lanes.pause();
+            if stuck {
+                self.lanes.take_back();
+            }
             if let Some(guest) = &mut self.guest {
                 guest.session.hand_out(&mut self.lanes);
             }

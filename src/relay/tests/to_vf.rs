@@ -310,8 +310,10 @@ fn frames_that_are_given_up_are_the_guests_again() {
     rig.turn();
     rig.offer(0, 3, What::Good);
     rig.turn();
+    assert_eq!(rig.counters.out_and_back(), (11, 32));
     assert_eq!(rig.lane.remove_ring(0), Some(32));
     assert_eq!(rig.guest.tx[0].ring.used_idx(), 32);
+    assert_eq!(rig.counters.out_and_back(), (0, 32), "nobody waits for them");
 }
 
 /// As is a ring that lies while its frames are out.
