@@ -189,7 +189,8 @@ fn memory_goes_with_its_guest() {
             guest.pairs[0].tx.reap();
             guest.pairs[0].tx.send(&[7; 1000]);
             guest.pairs[0].tx.flush();
-            while guest.pairs[0].rx.receive().is_some() {}
+            // No more than a ring: the VF never runs out of frames, and the daemon is quicker than we are.
+            (0..256).take_while(|_| guest.pairs[0].rx.receive().is_some()).count();
             let now = daemon.lanes("port");
             now.guest_to_vf.zero_copied > counted.guest_to_vf.zero_copied + 50
                 && now.vf_to_guest.zero_copied > counted.vf_to_guest.zero_copied + 50
