@@ -85,6 +85,17 @@ impl<D: Side> Rig<D> {
     fn read(&self, gpa: u64, len: usize) -> Vec<u8> {
         self.driver.get((gpa - GPA) as usize, len)
     }
+
+    /// A frame is in three buffers of 100, 1400 and at least 12 bytes, which are zeroed again.
+    fn assert_spread(&self, frame: &[u8]) {
+        let parts = [(0, 100), (4096, 1400), (8192, 12)];
+        let written = parts.map(|(at, len)| self.read(self.buffer(at), len)).concat();
+        assert_eq!(written[..12], HEADER.encode(3));
+        assert_eq!(written[12..], *frame);
+        for (at, len) in parts {
+            self.write(self.buffer(at), &vec![0; len]);
+        }
+    }
 }
 
 /// Two adjacent regions with a border at `LEN / 2`.
@@ -113,6 +124,21 @@ fn pop_numbered(ring: &mut TxRing, number: u16, left: u16) -> usize {
         assert_eq!(frame[..2], number.wrapping_sub(left - i as u16).to_le_bytes());
     }
     n
+}
+
+/// Pops 2000 chains, each of which is posted first, or fewer: how many, and the fault that ended it.
+fn pop_one_by_one(ring: &mut TxRing, mut post: impl FnMut(usize)) -> (usize, Result<usize, RingFault>) {
+    let mut popped = 0;
+    while popped < 2000 {
+        post(popped);
+        match ring.pop(1) {
+            Ok(n) => popped += n,
+            fault => return (popped, fault),
+        }
+        ring.complete(1);
+        ring.publish();
+    }
+    (popped, Ok(0))
 }
 
 /// How a packet of 112 bytes, or its first half, may be cut into buffers.
