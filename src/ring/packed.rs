@@ -256,7 +256,7 @@ impl Virtqueue for PackedRing {
         if ahead >= self.size - self.staged - self.flying {
             return false;
         }
-        let at = if ahead == 0 { self.next } else { self.next.plus(ahead, self.size) };
+        let at = self.next.plus(ahead, self.size);
         at.is_available((self.word(at.index) >> 48) as u16)
     }
 
@@ -291,14 +291,6 @@ impl Virtqueue for PackedRing {
             }
             slot = if slot + 1 == self.size { 0 } else { slot + 1 };
         }
-    }
-
-    #[inline(always)]
-    fn simple<const WRITABLE: bool>(&mut self, ahead: u16) -> Option<(Token, HostRange)> {
-        let at = if ahead == 0 { self.next } else { self.next.plus(ahead, self.size) };
-        let descriptor = self.descriptor(at.index);
-        let buffer = descriptor.simple::<WRITABLE>(&self.view)?;
-        Some((Token { id: descriptor.link, slots: 1 }, buffer))
     }
 
     #[inline(always)]

@@ -288,10 +288,15 @@ impl Place {
     ) -> Result<(), PushError> {
         let total = self.header_len + frame.remaining();
         queue.look(false).map_err(PushError::Ring)?;
-        if queue.is_ready(0)
-            && let Some((token, buffer)) = queue.simple::<true>(0)
-            && buffer.len() >= total
-        {
+        let mut usual = None;
+        queue.take_simple::<true>(1, |token, buffer| {
+            let holds = buffer.len() >= total;
+            if holds {
+                usual = Some((token, buffer));
+            }
+            holds
+        });
+        if let Some((token, buffer)) = usual {
             let encoded = header.encode(1);
             let write = |sink: &mut GuestSink<'_>| {
                 if self.header_len != encoded.len() || !sink.put(&encoded) {
@@ -303,7 +308,6 @@ impl Place {
             unsafe { GuestStore.fill(buffer.first(total), write) };
             self.descriptors = 1;
             queue.trust().judge(false);
-            queue.advance(token.slots);
             queue.stage(token, total as u32);
             return Ok(());
         }

@@ -89,6 +89,16 @@ impl SplitRing {
         Ok(ring)
     }
 
+    /// The chain `ahead` behind the next one, which is ready, if it is a usual one: see [`Virtqueue::take_simple`].
+    #[inline(always)]
+    fn simple<const WRITABLE: bool>(&self, ahead: u16) -> Option<(Token, HostRange)> {
+        let slot = self.next.wrapping_add(ahead) & (self.size - 1);
+        // SAFETY: masked by the size, so inside the available ring; the view keeps the memory.
+        let id = unsafe { self.avail.read_u16(ENTRIES + usize::from(slot) * AVAIL_LEN) };
+        let buffer = self.table.descriptor(id)?.simple::<WRITABLE>(&self.view)?;
+        Some((Token { id, slots: 1 }, buffer))
+    }
+
     /// Writes the shadow into the used ring, behind what the guest looks at.
     fn flush(&mut self) {
         let mut slot = self.used.wrapping_sub(self.shadow.len() as u16);
@@ -139,15 +149,6 @@ impl Virtqueue for SplitRing {
         let id = unsafe { self.avail.read_u16(ENTRIES + usize::from(slot) * AVAIL_LEN) };
         let mut reader = Reader { view: &mut self.view, indirect: self.indirect, budget, take };
         (Token { id, slots: 1 }, reader.chain::<WRITABLE, false>(&self.table, id))
-    }
-
-    #[inline(always)]
-    fn simple<const WRITABLE: bool>(&mut self, ahead: u16) -> Option<(Token, HostRange)> {
-        let slot = self.next.wrapping_add(ahead) & (self.size - 1);
-        // SAFETY: masked by the size, so inside the available ring; the view keeps the memory.
-        let id = unsafe { self.avail.read_u16(ENTRIES + usize::from(slot) * AVAIL_LEN) };
-        let buffer = self.table.descriptor(id)?.simple::<WRITABLE>(&self.view)?;
-        Some((Token { id, slots: 1 }, buffer))
     }
 
     #[inline(always)]

@@ -42,15 +42,13 @@ pub(super) trait Virtqueue {
         take: impl FnMut(HostRange) -> Result<(), Stop>,
     ) -> (Token, Result<(), Stop>);
 
-    /// The same in short, for the usual chain: one descriptor, its buffer in one piece and in the region of the last one.
-    /// `None`: it is not, or wrong; nothing that was read of it counts.
-    fn simple<const WRITABLE: bool>(&mut self, ahead: u16) -> Option<(Token, HostRange)>;
-
-    /// Looks at the next of them, at most `max`, which stay.
-    fn peek_simple<const WRITABLE: bool>(&mut self, max: usize, see: impl FnMut(HostRange));
-
-    /// Takes out at most `max` of them, as long as they are ready and `take` wants them. Returns how many.
+    /// Takes out the next chains, at most `max`, as long as they are ready, usual (one descriptor, its buffer in one piece
+    /// and in the region of the last one), and `take` wants them. Returns how many. Of others nothing that was read
+    /// counts.
     fn take_simple<const WRITABLE: bool>(&mut self, max: usize, take: impl FnMut(Token, HostRange) -> bool) -> usize;
+
+    /// Looks at the same chains, which stay.
+    fn peek_simple<const WRITABLE: bool>(&mut self, max: usize, see: impl FnMut(HostRange));
 
     /// Takes the next chains out, of so many slots; all were ready.
     fn advance(&mut self, slots: u16);
