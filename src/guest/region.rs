@@ -127,7 +127,7 @@ impl Region {
     /// All of it.
     pub(super) fn host(&self) -> HostRange {
         let spec = &self.identity.spec;
-        HostRange::new(self.map.as_ptr(), spec.size as usize, spec.gpa)
+        HostRange::new(self.map.as_ptr(), spec.size as usize)
     }
 
     pub(super) fn is_huge(&self) -> bool {

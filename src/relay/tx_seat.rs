@@ -165,8 +165,7 @@ impl<P: TxPacket> TxSeat<P> {
             if self.next == self.popped {
                 break;
             }
-            let most = self.staged.remaining_capacity().min(self.popped - self.next);
-            if (0..most).take_while(|_| self.stage_plain(queue, &mut copied)).count() > 0 {
+            if self.copy_plain(queue, &mut copied) > 0 || self.lend_plain(queue) > 0 {
                 continue;
             }
             match self.stage_frame(queue, &mut copied) {
@@ -190,31 +189,48 @@ impl<P: TxPacket> TxSeat<P> {
         dropped + copied / COPY_UNIT
     }
 
-    /// Stages the chain `next`, if it is a frame for which nothing is asked. So nothing of it is looked at: the guest
-    /// may change it as it likes, and the VF may read it where it lies. `false`: it is none, or the VF's pool is dry.
+    /// Stages copies of the frames from the chain `next` on, as long as nothing is asked for them and they are not to be
+    /// lent. Returns how many: none, if the first is another, or the VF's pool is dry.
     #[inline]
-    fn stage_plain<Q: TxQueue<Packet = P>>(&mut self, queue: &mut Q, copied: &mut usize) -> bool {
-        let Some(mut frame) = self.ring.plain_frame(self.next) else { return false };
-        let len = frame.remaining();
-        if len > self.rules.max_wire_frame {
-            return false;
+    fn copy_plain<Q: TxQueue<Packet = P>>(&mut self, queue: &mut Q, copied: &mut usize) -> usize {
+        let before = self.ends.len();
+        let longest = match self.lendable {
+            Some(_) => self.rules.max_wire_frame.min(queue.lends_from() - 1),
+            None => self.rules.max_wire_frame,
+        };
+        let (ends, room) = (&mut self.ends, self.staged.remaining_capacity());
+        let frames = self.ring.plain_frames(self.next).take(room).take_while(|frame| frame.remaining() <= longest);
+        let frames = frames.inspect(|frame| ends.push(End { frame: frame.remaining() as u32, ..End::default() }));
+        queue.copy_each(frames, &mut self.staged);
+        // The last one may not have been copied.
+        self.ends.truncate(self.staged.len());
+        let new = &self.ends[before..];
+        let bytes = new.iter().map(|end| end.frame as usize).sum::<usize>();
+        self.next += new.len();
+        self.bytes += bytes as u64;
+        *copied += bytes;
+        new.len()
+    }
+
+    /// Stages the frames from the chain `next` on where they lie, as long as nothing is asked for them and they can be
+    /// lent. So nothing of them is looked at: the guest may change them as it likes. Returns how many.
+    #[inline]
+    fn lend_plain<Q: TxQueue<Packet = P>>(&mut self, queue: &mut Q) -> usize {
+        let Some(lendable) = &self.lendable else { return 0 };
+        let before = self.ends.len();
+        let fit = queue.lends_from()..=self.rules.max_wire_frame;
+        for frame in self.ring.plain_frames(self.next).take(self.staged.remaining_capacity()) {
+            let len = frame.remaining();
+            if !fit.contains(&len) || !lendable.covers(&frame.place()) {
+                break;
+            }
+            let Some(packet) = queue.lend(frame.place(), lendable) else { break };
+            self.staged.push(packet);
+            self.ends.push(End { frame: len as u32, ..End::default() });
+            self.bytes += len as u64;
         }
-        let lent = match &self.lendable {
-            Some(lendable) if len >= queue.lends_from() && lendable.covers(&frame.place()) => {
-                queue.lend(frame.place(), lendable)
-            }
-            _ => None,
-        };
-        let packet = match lent {
-            Some(packet) => packet,
-            None => {
-                let Some(packet) = queue.copy(&mut frame) else { return false };
-                *copied += len;
-                packet
-            }
-        };
-        self.stage_packet(packet, len);
-        true
+        self.next += self.ends.len() - before;
+        self.ends.len() - before
     }
 
     /// Stages the chain `next`; `false` if the VF's pool is dry.

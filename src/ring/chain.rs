@@ -21,6 +21,9 @@ pub(super) const NEXT: u16 = 1;
 pub(super) const WRITE: u16 = 2;
 const INDIRECT: u16 = 4;
 
+/// What a descriptor is. Of a chain that is one buffer to be read none of them is set.
+pub(super) const SHAPE: u16 = NEXT | WRITE | INDIRECT;
+
 /// Bytes of a descriptor.
 pub(super) const DESCRIPTOR_LEN: usize = 16;
 
@@ -51,7 +54,7 @@ impl Descriptor {
     /// Its buffer, if it is a whole chain in one piece, in the region that was hit last.
     #[inline(always)]
     pub(super) fn simple<const WRITABLE: bool>(&self, view: &View) -> Option<HostRange> {
-        let usual = self.flags & (NEXT | WRITE | INDIRECT) == if WRITABLE { WRITE } else { 0 };
+        let usual = self.flags & SHAPE == if WRITABLE { WRITE } else { 0 };
         if usual { view.again(Gpa(self.addr), self.len.into()) } else { None }
     }
 }

@@ -70,10 +70,9 @@ impl NetHeader {
         }
     }
 
-    /// Whether an encoded header asks for nothing: neither a checksum nor segmentation.
+    /// Whether a header that begins with these bytes asks for nothing: neither a checksum nor segmentation.
     #[inline]
-    pub(super) fn is_plain(bytes: &[u8; Self::LEN]) -> bool {
-        let [flags, gso_type, ..] = *bytes;
+    pub(super) fn is_plain([flags, gso_type]: [u8; 2]) -> bool {
         flags & F_NEEDS_CSUM | gso_type & !GSO_ECN == 0
     }
 

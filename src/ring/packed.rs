@@ -7,11 +7,11 @@
 
 use std::sync::Arc;
 
-use super::chain::{DESCRIPTOR_LEN, DESCRIPTORS, Descriptor, NEXT, Reader, Stop, WRITE};
+use super::chain::{DESCRIPTOR_LEN, DESCRIPTORS, Descriptor, NEXT, Reader, SHAPE, Stop, WRITE};
 use super::virtqueue::{Token, Trust, Virtqueue, area, need_event};
 use super::{RingConfig, RingFault};
 use crate::error::{Error, Result};
-use crate::guest::{GuestMemory, GuestStore, HostRange, View};
+use crate::guest::{Gpa, GuestMemory, GuestStore, HostRange, View};
 
 /// Of a descriptor; NEXT, WRITE and INDIRECT are as in a split ring (2.8.1).
 const AVAIL: u16 = 1 << 7;
@@ -56,10 +56,22 @@ impl Cursor {
         }
     }
 
+    /// Of the flags that say whose the descriptor there is: those of the device's.
+    #[inline]
+    fn available(self) -> u16 {
+        if self.wrap { AVAIL } else { USED }
+    }
+
+    /// Those of a used one.
+    #[inline]
+    fn used(self) -> u16 {
+        if self.wrap { AVAIL | USED } else { 0 }
+    }
+
     /// Whether the flags of the descriptor there say that it is the device's.
     #[inline]
     fn is_available(self, flags: u16) -> bool {
-        flags & (AVAIL | USED) == if self.wrap { AVAIL } else { USED }
+        flags & (AVAIL | USED) == self.available()
     }
 
     /// Index in bits 0 to 14, wrap counter in bit 15.
@@ -146,7 +158,7 @@ impl PackedRing {
     /// round already, in front of it none in the round before only. Not every wrong place is found out.
     fn agrees_with(&self, at: Cursor) -> bool {
         (0..self.size).all(|slot| {
-            let used = if (slot >= at.index) == at.wrap { AVAIL | USED } else { 0 };
+            let used = Cursor { index: slot, wrap: (slot >= at.index) == at.wrap }.used();
             (self.word(slot) >> 48) as u16 & (AVAIL | USED) != used
         })
     }
@@ -178,21 +190,27 @@ impl PackedRing {
     ) -> (u16, Cursor) {
         let most = usize::from(self.size - self.staged - self.flying).min(max) as u16;
         let (mut at, mut taken) = (self.next, 0);
-        while taken < most {
-            self.ring.prefetch((usize::from(at.index) + AHEAD) * DESCRIPTOR_LEN);
-            let word = self.word(at.index);
-            if !at.is_available((word >> 48) as u16) {
-                break;
+        let mut one = |slot: u16, flags: u16| {
+            self.ring.prefetch((usize::from(slot) + AHEAD) * DESCRIPTOR_LEN);
+            let word = self.word(slot);
+            if (word >> 48) as u16 & (AVAIL | USED | SHAPE) != flags {
+                return false;
             }
             // SAFETY: as in `word`.
-            let addr = unsafe { self.ring.read_u64(usize::from(at.index) * DESCRIPTOR_LEN) };
-            let descriptor = Descriptor::packed(addr, word);
-            let Some(buffer) = descriptor.simple::<WRITABLE>(&self.view) else { break };
-            if !take(Token { id: descriptor.link, slots: 1 }, buffer) {
+            let addr = unsafe { self.ring.read_u64(usize::from(slot) * DESCRIPTOR_LEN) };
+            let buffer = self.view.again(Gpa(addr), u64::from(word as u32));
+            buffer.is_some_and(|buffer| take(Token { id: (word >> 32) as u16, slots: 1 }, buffer))
+        };
+        // What the flags of such a chain are changes only where a round ends.
+        while taken < most {
+            let flags = at.available() | if WRITABLE { WRITE } else { 0 };
+            let round = (self.size - at.index).min(most - taken);
+            let run = (0..round).find(|slot| !one(at.index + slot, flags)).unwrap_or(round);
+            at = at.plus(run, self.size);
+            taken += run;
+            if run < round {
                 break;
             }
-            at = at.plus(1, self.size);
-            taken += 1;
         }
         (taken, at)
     }
@@ -200,24 +218,31 @@ impl PackedRing {
     /// The used descriptor of a chain whose first slot is at `at` (2.8.6).
     #[inline]
     fn used_word(at: Cursor, id: u16, len: u32) -> u64 {
-        let ours = if at.wrap { AVAIL | USED } else { 0 };
         let written = if len > 0 { WRITE } else { 0 };
-        u64::from(len) | u64::from(id) << 32 | u64::from(ours | written) << 48
+        u64::from(len) | u64::from(id) << 32 | u64::from(at.used() | written) << 48
     }
 
-    /// Retires `slots` slots with one used descriptor.
+    /// Retires chains, each with a used descriptor and so many bytes written to it.
     #[inline]
-    fn retire(&mut self, id: u16, slots: u16, len: u32) {
-        debug_assert!(slots <= self.flying);
-        let word = Self::used_word(self.used, id, len);
-        if self.staged == 0 {
-            self.first = word;
-        } else {
+    fn retire(&mut self, mut chains: impl Iterator<Item = (Token, u32)>) {
+        let (mut used, mut slots) = (self.used, 0);
+        if self.staged == 0
+            && let Some((chain, len)) = chains.next()
+        {
+            self.first = Self::used_word(used, chain.id, len);
+            used = used.plus(chain.slots, self.size);
+            slots = chain.slots;
+        }
+        for (chain, len) in chains {
+            let word = Self::used_word(used, chain.id, len);
             // Behind what the guest looks at, until `publish`.
             // SAFETY: a cursor's index is below the size, so inside the ring; the view keeps the memory.
-            unsafe { self.store.u64(&self.ring, usize::from(self.used.index) * DESCRIPTOR_LEN + WORD, word) };
+            unsafe { self.store.u64(&self.ring, usize::from(used.index) * DESCRIPTOR_LEN + WORD, word) };
+            used = used.plus(chain.slots, self.size);
+            slots += chain.slots;
         }
-        self.used = self.used.plus(slots, self.size);
+        debug_assert!(slots <= self.flying);
+        self.used = used;
         self.staged += slots;
         self.flying -= slots;
     }
@@ -317,19 +342,18 @@ impl Virtqueue for PackedRing {
 
     #[inline]
     fn stage(&mut self, chain: Token, len: u32) {
-        self.retire(chain.id, chain.slots, len);
+        self.retire(std::iter::once((chain, len)));
     }
 
     #[inline]
     fn stage_empty(&mut self, chains: impl ExactSizeIterator<Item = Token>) {
         if !self.in_order {
-            chains.for_each(|chain| self.retire(chain.id, chain.slots, 0));
-            return;
+            return self.retire(chains.map(|chain| (chain, 0)));
         }
         // The last one's id stands for all (2.8.7).
         let last = chains.fold(Token::default(), |all, chain| Token { slots: all.slots + chain.slots, ..chain });
         if last.slots > 0 {
-            self.retire(last.id, last.slots, 0);
+            self.retire(std::iter::once((last, 0)));
         }
     }
 

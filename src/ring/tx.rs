@@ -45,28 +45,25 @@ struct Burst {
 
 /// A popped chain.
 #[derive(Clone, Copy, Debug)]
-struct Chain {
-    /// What is wrong with it; then the rest means nothing.
-    fault: Option<ChainFault>,
-    header: [u8; NetHeader::LEN],
-    /// The frame: this piece, then `pieces[first..end]`.
-    piece: HostRange,
-    first: u16,
-    end: u16,
-    /// Length of the frame.
-    len: u32,
-}
-
-impl Default for Chain {
-    fn default() -> Self {
-        Self { fault: None, header: [0; NetHeader::LEN], piece: HostRange::NONE, first: 0, end: 0, len: 0 }
-    }
+enum Chain {
+    /// One buffer, the header in front of the frame. The header is not read yet.
+    Usual(HostRange),
+    Parsed {
+        header: [u8; NetHeader::LEN],
+        /// The frame: this piece, then `pieces[first..end]`.
+        piece: HostRange,
+        first: u16,
+        end: u16,
+        /// Length of the frame.
+        len: u32,
+    },
+    Faulty(ChainFault),
 }
 
 /// A frame that still lies in guest memory, behind its header, which was read once and privately.
 #[derive(Debug)]
 pub struct Frame<'ring> {
-    header: &'ring [u8; NetHeader::LEN],
+    header: [u8; NetHeader::LEN],
     len: usize,
     remaining: usize,
     /// What is left of the piece being read.
@@ -78,7 +75,7 @@ impl Frame<'_> {
     /// The private copy of the virtio-net header.
     #[inline]
     pub fn header(&self) -> NetHeader {
-        let [legacy @ .., _, _] = self.header;
+        let [legacy @ .., _, _] = &self.header;
         NetHeader::decode(legacy)
     }
 
@@ -169,7 +166,7 @@ impl TxRing {
                 max_frame: config.max_frame,
                 len: 0,
                 descriptors: 0,
-                chains: [Chain::default(); BURST],
+                chains: [Chain::Usual(HostRange::NONE); BURST],
                 pieces: Box::new(ArrayVec::new()),
             },
         };
@@ -205,13 +202,22 @@ impl TxRing {
         self.side.burst.frame(i)
     }
 
-    /// The same, if it is a usual one.
+    /// The frames from the `i`-th on, as long as they are usual ones.
     #[inline]
-    pub fn plain_frame(&self, i: usize) -> Option<PlainFrame<'_>> {
-        let chain = self.side.burst.chains[..self.side.burst.len].get(i)?;
-        let usual =
-            chain.fault.is_none() && chain.piece.len() == chain.len as usize && NetHeader::is_plain(&chain.header);
-        usual.then_some(PlainFrame { piece: chain.piece, _ring: PhantomData })
+    pub fn plain_frames(&self, i: usize) -> impl Iterator<Item = PlainFrame<'_>> {
+        let Burst { header_len, len, chains, .. } = &self.side.burst;
+        let header_len = *header_len;
+        chains[..*len].get(i..).unwrap_or_default().iter().map_while(move |chain| {
+            let (asks, piece) = match *chain {
+                // SAFETY: longer than its header; the ring keeps the memory. Of the header nothing else counts.
+                Chain::Usual(buffer) => (unsafe { buffer.read_first() }, buffer.after(header_len)),
+                Chain::Parsed { header: [flags, gso_type, ..], piece, len, .. } if piece.len() == len as usize => {
+                    ([flags, gso_type], piece)
+                }
+                _ => return None,
+            };
+            NetHeader::is_plain(asks).then_some(PlainFrame { piece, _ring: PhantomData })
+        })
     }
 
     /// What the last `pop` cost beyond what it is for ordinary chains, in packets: see `chain::toil`.
@@ -294,7 +300,9 @@ impl Burst {
             };
             queue.trust().judge(fault.is_some());
             queue.advance(token.slots);
-            self.chains[self.len].fault = fault;
+            if let Some(fault) = fault {
+                self.chains[self.len] = Chain::Faulty(fault);
+            }
             self.len += 1;
             tokens[*popped as usize % IN_FLIGHT] = token;
             *popped = popped.wrapping_add(1);
@@ -324,20 +332,12 @@ impl Burst {
             let Some(place) = places.next() else { return false };
             buffer.prefetch(0);
             buffer.prefetch(LINE);
-            place.fault = None;
-            place.piece = buffer;
-            (place.first, place.end) = (0, 0);
-            place.len = len as u32;
+            *place = Chain::Usual(buffer);
             tokens[number as usize % IN_FLIGHT] = token;
             number = number.wrapping_add(1);
             true
         });
         *popped = number;
-        for chain in &mut self.chains[self.len..][..taken] {
-            // SAFETY: longer than its header; the ring keeps the memory.
-            chain.header = unsafe { chain.piece.read_first() };
-            chain.piece = chain.piece.after(header_len);
-        }
         self.len += taken;
         taken
     }
@@ -346,9 +346,8 @@ impl Burst {
     #[inline]
     fn parse(&mut self, queue: &mut impl Virtqueue, budget: &mut usize) -> (Token, Result<(), Stop>) {
         let Self { header_len, max_frame, pieces, chains, len, .. } = self;
-        let chain = &mut chains[*len];
         let first = pieces.len();
-        chain.piece = HostRange::NONE;
+        let (mut header, mut start) = ([0; NetHeader::LEN], HostRange::NONE);
         let header_len = *header_len;
         let most = header_len + *max_frame;
         let mut total = 0;
@@ -363,17 +362,17 @@ impl Burst {
                 piece
             } else if have == 0 && piece.len() >= NetHeader::LEN {
                 // SAFETY: the piece is so long; the ring keeps the memory.
-                chain.header = unsafe { piece.read_first() };
+                header = unsafe { piece.read_first() };
                 piece.after(header_len)
             } else {
                 // The header may be spread over any number of descriptors (2.7.4.1).
                 let n = (header_len - have).min(piece.len());
                 // SAFETY: `n` is within the piece; the ring keeps the memory.
-                unsafe { piece.read_into(0, &mut chain.header[have..have + n]) };
+                unsafe { piece.read_into(0, &mut header[have..have + n]) };
                 piece.after(n)
             };
-            if chain.piece.is_empty() {
-                chain.piece = frame;
+            if start.is_empty() {
+                start = frame;
             } else if !frame.is_empty() {
                 pieces.try_push(frame).map_err(|_| Stop::Budget)?;
             }
@@ -388,21 +387,24 @@ impl Burst {
             pieces.truncate(first);
             return (token, read);
         }
-        chain.first = first as u16;
-        chain.end = pieces.len() as u16;
-        chain.len = (total - header_len) as u32;
+        let (first, end) = (first as u16, pieces.len() as u16);
+        chains[*len] = Chain::Parsed { header, piece: start, first, end, len: (total - header_len) as u32 };
         (token, Ok(()))
     }
 
     /// See [`TxRing::frame`].
     #[inline]
     fn frame(&self, i: usize) -> Result<Frame<'_>, ChainFault> {
-        let chain = &self.chains[..self.len][i];
-        if let Some(fault) = chain.fault {
-            return Err(fault);
-        }
-        let pieces = self.pieces[chain.first.into()..chain.end.into()].iter();
-        let len = chain.len as usize;
-        Ok(Frame { header: &chain.header, len, remaining: len, piece: chain.piece, pieces })
+        let (header, piece, pieces, len) = match self.chains[..self.len][i] {
+            // SAFETY: longer than its header; the ring keeps the memory.
+            Chain::Usual(buffer) => {
+                (unsafe { buffer.read_first() }, buffer.after(self.header_len), &[][..], buffer.len() - self.header_len)
+            }
+            Chain::Parsed { header, piece, first, end, len } => {
+                (header, piece, &self.pieces[first.into()..end.into()], len as usize)
+            }
+            Chain::Faulty(fault) => return Err(fault),
+        };
+        Ok(Frame { header, len, remaining: len, piece, pieces: pieces.iter() })
     }
 }

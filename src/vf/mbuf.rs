@@ -279,6 +279,21 @@ impl TxMbuf {
         Some(frame)
     }
 
+    /// A copy of the rest of `source` in one mbuf.
+    ///
+    /// # Safety
+    /// `fresh` is a fresh mbuf of a send pool, with room for all of it.
+    #[inline]
+    pub(super) unsafe fn whole(fresh: Mbuf, source: &mut impl Gather) -> Self {
+        let len = source.remaining();
+        // SAFETY: as promised; rte_mbuf.pkt_len is 32 bits.
+        unsafe {
+            fresh.fill(source, len, len);
+            fresh.set(dpdk_sys::SHIM_MBUF_PKT_LEN, len as u32);
+        }
+        Self(fresh)
+    }
+
     /// A frame that stays where it is: `fresh` is pointed to it.
     ///
     /// # Safety

@@ -157,6 +157,17 @@ pub trait TxQueue: Send + 'static {
     /// the VF takes: a frame of the configured MTU with two VLAN tags, or with `tso`
     /// [`crate::ethernet::MAX_TSO_FRAME`].
     fn copy(&mut self, source: &mut impl Gather) -> Option<Self::Packet>;
+    /// Copies frames, each in one piece, in front of which `into` has room for all, until one cannot be copied: see
+    /// [`Self::copy`].
+    #[inline]
+    fn copy_each(&mut self, frames: impl Iterator<Item = impl Gather>, into: &mut ArrayVec<Self::Packet, BURST>) {
+        for mut frame in frames {
+            match self.copy(&mut frame) {
+                Some(packet) => into.push(packet),
+                None => break,
+            }
+        }
+    }
     /// Offers the frames, in order; those that were taken leave `burst` (a prefix). Returns their
     /// number. A frame that the driver's tx_prepare refuses is dropped, counts as taken, and sets the bit of
     /// its place in `refused`.

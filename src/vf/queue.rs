@@ -188,6 +188,24 @@ impl TxQueue for EthdevTx {
         Some(packet)
     }
 
+    #[inline]
+    fn copy_each(&mut self, frames: impl Iterator<Item = impl Gather>, into: &mut ArrayVec<TxMbuf, BURST>) {
+        let fit = self.min..=self.room;
+        for mut frame in frames {
+            let packet = match fit.contains(&frame.remaining()) {
+                true => Self::alloc(&mut self.stash, &self.pool).map(|mbuf| {
+                    // SAFETY: fresh, and the frame fits.
+                    unsafe { TxMbuf::whole(mbuf, &mut frame) }
+                }),
+                false => self.copy(&mut frame),
+            };
+            match packet {
+                Some(packet) => into.push(packet),
+                None => break,
+            }
+        }
+    }
+
     fn lends_from(&self) -> usize {
         if self.shells.is_some() { LEND_FROM } else { usize::MAX }
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::testing::{Descriptor, GPA, INDIRECT, Memory, NEXT, USER, WRITE};
 use super::*;
-use crate::guest::{Gpa, GuestMemory, RegionSpec, UserAddr, install_sigbus_handler};
+use crate::guest::{Gpa, GuestMemory, HostRange, RegionSpec, UserAddr, install_sigbus_handler};
 
 const LEN: usize = 1 << 21;
 
@@ -165,12 +165,22 @@ fn pieces(mut at: u64, lens: &[usize]) -> Vec<(u64, u32)> {
 /// Reserves what can be had for frames of so many bytes, header included: the buffers' guest addresses.
 fn reserve(ring: &mut RxRing, room: usize) -> Vec<u64> {
     let mut posted = Vec::new();
-    let result = ring.reserve(room, |buffer, _| {
-        posted.push(buffer.gpa().0);
+    let result = ring.reserve(room, |buffer, memory| {
+        posted.push(gpa(buffer, memory));
         true
     });
     assert_eq!(result, Ok(()));
     posted
+}
+
+/// Where the guest sees it.
+fn gpa(buffer: HostRange, memory: &GuestMemory) -> u64 {
+    let half = LEN as u64 / 2;
+    let offset = |start| {
+        let region = memory.translate(Gpa(start), half).unwrap();
+        (buffer.as_ptr().addr() as u64).checked_sub(region.as_ptr().addr() as u64).filter(|offset| *offset < half)
+    };
+    [GPA, GPA + half].into_iter().find_map(|start| Some(start + offset(start)?)).unwrap()
 }
 
 /// Where a VF would put the frame that comes into a buffer.

@@ -172,8 +172,8 @@ fn buffers_that_nobody_wants_are_not_reserved() {
         }
         let mut ring = rig.rx();
         let mut seen = Vec::new();
-        let result = ring.reserve(ROOM, |buffer, _| {
-            seen.push(buffer.gpa().0);
+        let result = ring.reserve(ROOM, |buffer, memory| {
+            seen.push(gpa(buffer, memory));
             seen.len() <= wanted
         });
         assert_eq!((result, ring.reserved()), (Ok(()), wanted));
