@@ -186,7 +186,9 @@ impl<Q: RxQueue> VfToGuest<Q> {
             self.stock(queue, turn);
             let mut burst = ArrayVec::new();
             moved += self.sources[queue].queue.receive(&mut burst);
-            self.expect(queue, burst.len());
+            self.sources[queue].measure(&burst);
+            let pushed = self.push_each(queue, burst.iter());
+            burst.drain(..pushed);
             // Not `in burst`, which would move it to another place as a whole.
             for packet in burst.drain(..) {
                 match packet.placed_at() {
@@ -242,10 +244,16 @@ impl<Q: RxQueue> VfToGuest<Q> {
     fn retry_held(&mut self, queue: usize, turn: &Turn<'_>) -> usize {
         self.waiting = 0;
         let before = self.sources[queue].held.len();
-        self.expect(queue, before);
+        if before == 0 {
+            return 0;
+        }
+        let mut held = std::mem::take(&mut self.sources[queue].held);
+        let pushed = self.push_each(queue, held.iter().map(|(_, packet)| packet));
+        held.drain(..pushed);
+        self.sources[queue].held = held;
         // Of those that were held: a ring may be taken off meanwhile.
         let feeds_one = self.sources[queue].feeds_one;
-        for _ in 0..before {
+        for _ in pushed..before {
             let Some((since, packet)) = self.sources[queue].held.pop_front() else { break };
             let Some(packet) = self.place(queue, packet, since, turn) else { continue };
             let source = &mut self.sources[queue];

@@ -14,7 +14,7 @@ use super::offload::{self, Treatment, TxRules};
 use super::owed::{Lent, Owed};
 use super::segment::Segmenter;
 use crate::error::Result;
-use crate::ring::{BURST, ChainFault, Gather, Gso, RingFault, TxRing};
+use crate::ring::{BURST, ChainFault, Gather, Gso, PlainFrame, RingFault, TxRing};
 use crate::vf::{Lendable, TxPacket, TxQueue};
 
 /// A ring in the lane, and the burst it is in the middle of.
@@ -194,12 +194,11 @@ impl<P: TxPacket> TxSeat<P> {
     #[inline]
     fn copy_plain<Q: TxQueue<Packet = P>>(&mut self, queue: &mut Q, copied: &mut usize) -> usize {
         let before = self.ends.len();
-        let longest = match self.lendable {
-            Some(_) => self.rules.max_wire_frame.min(queue.lends_from() - 1),
-            None => self.rules.max_wire_frame,
-        };
+        let longest = self.rules.max_wire_frame;
+        let lent_from = if self.lendable.is_some() { queue.lends_from() } else { usize::MAX };
         let (ends, room) = (&mut self.ends, self.staged.remaining_capacity());
-        let frames = self.ring.plain_frames(self.next).take(room).take_while(|frame| frame.remaining() <= longest);
+        let fits = |frame: &PlainFrame<'_>| frame.remaining() <= longest && frame.remaining() < lent_from;
+        let frames = self.ring.plain_frames(self.next).take(room).take_while(fits);
         let frames = frames.inspect(|frame| ends.push(End { frame: frame.remaining() as u32, ..End::default() }));
         queue.copy_each(frames, &mut self.staged);
         // The last one may not have been copied.

@@ -24,6 +24,9 @@ pub const MAX_PAIRS: usize = 32;
 /// same after a reboot.
 const STALE: Duration = Duration::from_secs(1);
 
+/// Frames from this length on, on average, are worth being placed in the guest's buffers by the VF, in bytes.
+const PLACE_FROM: usize = 256;
+
 /// VF→guest.
 pub struct VfToGuest<Q: RxQueue> {
     id: LaneId,
@@ -55,6 +58,8 @@ pub(super) struct Source<Q: RxQueue> {
     pub(super) held: VecDeque<(Instant, Q::Packet)>,
     /// The ring whose buffers are posted to the queue.
     stocked: Option<u8>,
+    /// What came last was long enough to be worth being placed: posting a buffer takes longer than copying a short frame.
+    long: bool,
     /// The queue feeds exactly one ring: then the VF's own queue may wait behind what is held.
     pub(super) feeds_one: bool,
 }
@@ -63,6 +68,14 @@ impl<Q: RxQueue> Source<Q> {
     /// Whether another frame can be held.
     pub(super) fn has_room(&self) -> bool {
         self.held.len() < BURST
+    }
+
+    /// Looks at a burst: what comes next is taken to be like it.
+    #[inline]
+    pub(super) fn measure(&mut self, burst: &[Q::Packet]) {
+        if !burst.is_empty() {
+            self.long = burst.iter().map(RxPacket::len).sum::<usize>() >= PLACE_FROM * burst.len();
+        }
     }
 
     /// Whether nothing more is received for now.
@@ -93,12 +106,12 @@ struct Room {
 
 impl RxSeat {
     #[inline]
-    fn header(&self, packet: &impl RxPacket) -> NetHeader {
-        NetHeader { data_valid: self.guest_checksum && packet.checksum_good(), ..NetHeader::default() }
+    fn header(guest_checksum: bool, packet: &impl RxPacket) -> NetHeader {
+        NetHeader { data_valid: guest_checksum && packet.checksum_good(), ..NetHeader::default() }
     }
 
     pub(super) fn push(&mut self, packet: &impl RxPacket) -> Result<(), PushError> {
-        self.ring.push(&self.header(packet), &mut packet.gather())?;
+        self.ring.push(&Self::header(self.guest_checksum, packet), &mut packet.gather())?;
         self.dry = false;
         Ok(())
     }
@@ -123,6 +136,16 @@ impl Steering {
             Some(pair) => Ok(usize::from(pair)),
             None => self.ring_among_open(packet.head()),
         }
+    }
+
+    /// The ring that all frames of a VF queue go to, if there is one.
+    #[inline]
+    fn only_ring(&self, queue: usize) -> Option<usize> {
+        let only = match self.open.as_slice() {
+            [only] => Some(*only),
+            _ => None,
+        };
+        self.direct[queue].or(only).map(usize::from)
     }
 
     fn ring_among_open(&self, head: &[u8]) -> Result<usize, Cause> {
@@ -176,6 +199,12 @@ impl<Q: RxQueue> VfToGuest<Q> {
     #[inline]
     pub(super) fn stock(&mut self, queue: usize, turn: &Turn<'_>) {
         let source = &mut self.sources[queue];
+        if !source.long {
+            if let Some(pair) = source.stocked {
+                self.take_back(pair.into());
+            }
+            return;
+        }
         let Some(pair) = self.steering.direct[queue].filter(|_| source.held.is_empty() && source.queue.takes_buffers())
         else {
             return;
@@ -209,24 +238,13 @@ impl<Q: RxQueue> VfToGuest<Q> {
         seat.ring.release();
     }
 
-    /// So many frames came from a VF queue.
-    #[inline]
-    pub(super) fn expect(&mut self, queue: usize, frames: usize) {
-        if let Some(pair) = self.steering.direct[queue]
-            && let Some(seat) = &mut self.seats[usize::from(pair)]
-            && seat.ring.reserved() == 0
-        {
-            seat.ring.expect(frames);
-        }
-    }
-
     /// A frame came into a posted buffer.
     pub(super) fn accept(&mut self, queue: usize, at: usize, packet: &Q::Packet) {
         let pair = self.sources[queue].stocked.map_or(0, usize::from);
         let Some(seat) = self.seats[pair].as_mut() else {
             return self.tally.drop(Cause::NotReady, 1);
         };
-        let (header, len) = (seat.header(packet), packet.len());
+        let (header, len) = (RxSeat::header(seat.guest_checksum, packet), packet.len());
         // Longer than the MTU allows or not: what the driver wrote is there, as it is with a copied frame.
         if !seat.ring.accept(at, &header, len) {
             return self.tally.drop(Cause::NotReady, 1);
@@ -234,6 +252,31 @@ impl<Q: RxQueue> VfToGuest<Q> {
         self.touched |= 1 << pair;
         seat.dry = false;
         self.tally.add_placed(len);
+    }
+
+    /// Copies frames of a VF queue into the ring to which all of them go, as long as nothing about them or the ring's
+    /// buffers is unusual. Returns how many.
+    #[inline]
+    pub(super) fn push_each<'p>(&mut self, queue: usize, packets: impl Iterator<Item = &'p Q::Packet> + Clone) -> usize
+    where
+        Q::Packet: 'p,
+    {
+        let Some(pair) = self.steering.only_ring(queue).filter(|pair| self.waiting & 1 << pair == 0) else { return 0 };
+        let Some(seat) = self.seats[pair].as_mut().filter(|seat| seat.ring.reserved() == 0) else { return 0 };
+        let RxSeat { ring, guest_checksum, .. } = seat;
+        let frames = packets.clone().map_while(|packet| {
+            let frame = packet.head();
+            let whole = packet.placed_at().is_none() && frame.len() == packet.len();
+            whole.then(|| (RxSeat::header(*guest_checksum, packet), frame))
+        });
+        let pushed = ring.push_each(frames);
+        if pushed > 0 {
+            seat.dry = false;
+            self.touched |= 1 << pair;
+            self.tally.packets += pushed as u64;
+            self.tally.bytes += packets.take(pushed).map(|packet| packet.len() as u64).sum::<u64>();
+        }
+        pushed
     }
 
     /// Copies a frame into a ring and remembers to publish it.
@@ -258,7 +301,8 @@ impl<Q: RxQueue> VfToGuest<Q> {
     /// A lane of `pairs` queue pairs (at most [`MAX_PAIRS`]) without rings.
     pub fn new(id: LaneId, pairs: usize, queues: Vec<Q>, counters: Arc<LaneCounters>) -> Self {
         assert!(pairs <= MAX_PAIRS && queues.len() <= MAX_PAIRS, "more than {MAX_PAIRS} queue pairs");
-        let source = |queue| Source { queue, held: VecDeque::with_capacity(BURST), stocked: None, feeds_one: false };
+        let source =
+            |queue| Source { queue, held: VecDeque::with_capacity(BURST), stocked: None, long: true, feeds_one: false };
         let mut lane = Self {
             id,
             sources: queues.into_iter().map(source).collect(),

@@ -180,71 +180,11 @@ impl PackedRing {
         Descriptor::packed(addr, word)
     }
 
-    /// The usual chains from the next one on, at most `max`, as long as `take` wants them: how many, and where the one
-    /// behind them begins.
-    #[inline(always)]
-    fn simple_run<const WRITABLE: bool>(
-        &self,
-        max: usize,
-        mut take: impl FnMut(Token, HostRange) -> bool,
-    ) -> (u16, Cursor) {
-        let most = usize::from(self.size - self.staged - self.flying).min(max) as u16;
-        let (mut at, mut taken) = (self.next, 0);
-        let mut one = |slot: u16, flags: u16| {
-            self.ring.prefetch((usize::from(slot) + AHEAD) * DESCRIPTOR_LEN);
-            let word = self.word(slot);
-            if (word >> 48) as u16 & (AVAIL | USED | SHAPE) != flags {
-                return false;
-            }
-            // SAFETY: as in `word`.
-            let addr = unsafe { self.ring.read_u64(usize::from(slot) * DESCRIPTOR_LEN) };
-            let buffer = self.view.again(Gpa(addr), u64::from(word as u32));
-            buffer.is_some_and(|buffer| take(Token { id: (word >> 32) as u16, slots: 1 }, buffer))
-        };
-        // What the flags of such a chain are changes only where a round ends.
-        while taken < most {
-            let flags = at.available() | if WRITABLE { WRITE } else { 0 };
-            let round = (self.size - at.index).min(most - taken);
-            let run = (0..round).find(|slot| !one(at.index + slot, flags)).unwrap_or(round);
-            at = at.plus(run, self.size);
-            taken += run;
-            if run < round {
-                break;
-            }
-        }
-        (taken, at)
-    }
-
     /// The used descriptor of a chain whose first slot is at `at` (2.8.6).
     #[inline]
     fn used_word(at: Cursor, id: u16, len: u32) -> u64 {
         let written = if len > 0 { WRITE } else { 0 };
         u64::from(len) | u64::from(id) << 32 | u64::from(at.used() | written) << 48
-    }
-
-    /// Retires chains, each with a used descriptor and so many bytes written to it.
-    #[inline]
-    fn retire(&mut self, mut chains: impl Iterator<Item = (Token, u32)>) {
-        let (mut used, mut slots) = (self.used, 0);
-        if self.staged == 0
-            && let Some((chain, len)) = chains.next()
-        {
-            self.first = Self::used_word(used, chain.id, len);
-            used = used.plus(chain.slots, self.size);
-            slots = chain.slots;
-        }
-        for (chain, len) in chains {
-            let word = Self::used_word(used, chain.id, len);
-            // Behind what the guest looks at, until `publish`.
-            // SAFETY: a cursor's index is below the size, so inside the ring; the view keeps the memory.
-            unsafe { self.store.u64(&self.ring, usize::from(used.index) * DESCRIPTOR_LEN + WORD, word) };
-            used = used.plus(chain.slots, self.size);
-            slots += chain.slots;
-        }
-        debug_assert!(slots <= self.flying);
-        self.used = used;
-        self.staged += slots;
-        self.flying -= slots;
     }
 
     /// Whether the guest wants to hear that used descriptors were written from `old` to before `new`,
@@ -319,16 +259,35 @@ impl Virtqueue for PackedRing {
     }
 
     #[inline(always)]
-    fn peek_simple<const WRITABLE: bool>(&mut self, max: usize, mut see: impl FnMut(HostRange)) {
-        self.simple_run::<WRITABLE>(max, |_, buffer| {
-            see(buffer);
-            true
-        });
-    }
-
-    #[inline(always)]
-    fn take_simple<const WRITABLE: bool>(&mut self, max: usize, take: impl FnMut(Token, HostRange) -> bool) -> usize {
-        let (taken, at) = self.simple_run::<WRITABLE>(max, take);
+    fn take_simple<const WRITABLE: bool>(
+        &mut self,
+        max: usize,
+        mut take: impl FnMut(Token, HostRange) -> bool,
+    ) -> usize {
+        let most = usize::from(self.size - self.staged - self.flying).min(max) as u16;
+        let (mut at, mut taken) = (self.next, 0);
+        let mut one = |slot: u16, flags: u16| {
+            self.ring.prefetch((usize::from(slot) + AHEAD) * DESCRIPTOR_LEN);
+            let word = self.word(slot);
+            if (word >> 48) as u16 & (AVAIL | USED | SHAPE) != flags {
+                return false;
+            }
+            // SAFETY: as in `word`.
+            let addr = unsafe { self.ring.read_u64(usize::from(slot) * DESCRIPTOR_LEN) };
+            let buffer = self.view.again(Gpa(addr), u64::from(word as u32));
+            buffer.is_some_and(|buffer| take(Token { id: (word >> 32) as u16, slots: 1 }, buffer))
+        };
+        // What the flags of such a chain are changes only where a round ends.
+        while taken < most {
+            let flags = at.available() | if WRITABLE { WRITE } else { 0 };
+            let round = (self.size - at.index).min(most - taken);
+            let run = (0..round).find(|slot| !one(at.index + slot, flags)).unwrap_or(round);
+            at = at.plus(run, self.size);
+            taken += run;
+            if run < round {
+                break;
+            }
+        }
         self.next = at;
         self.flying += taken;
         taken.into()
@@ -341,19 +300,35 @@ impl Virtqueue for PackedRing {
     }
 
     #[inline]
-    fn stage(&mut self, chain: Token, len: u32) {
-        self.retire(std::iter::once((chain, len)));
+    fn stage_each(&mut self, chains: impl Iterator<Item = (Token, u32)>) {
+        let (mut used, mut slots) = (self.used, 0);
+        for (chain, len) in chains {
+            let word = Self::used_word(used, chain.id, len);
+            if self.staged + slots == 0 {
+                self.first = word;
+            } else {
+                // Behind what the guest looks at, until `publish`.
+                // SAFETY: a cursor's index is below the size, so inside the ring; the view keeps the memory.
+                unsafe { self.store.u64(&self.ring, usize::from(used.index) * DESCRIPTOR_LEN + WORD, word) };
+            }
+            used = used.plus(chain.slots, self.size);
+            slots += chain.slots;
+        }
+        debug_assert!(slots <= self.flying);
+        self.used = used;
+        self.staged += slots;
+        self.flying -= slots;
     }
 
     #[inline]
     fn stage_empty(&mut self, chains: impl ExactSizeIterator<Item = Token>) {
         if !self.in_order {
-            return self.retire(chains.map(|chain| (chain, 0)));
+            return self.stage_each(chains.map(|chain| (chain, 0)));
         }
         // The last one's id stands for all (2.8.7).
         let last = chains.fold(Token::default(), |all, chain| Token { slots: all.slots + chain.slots, ..chain });
         if last.slots > 0 {
-            self.retire(std::iter::once((last, 0)));
+            self.stage(last, 0);
         }
     }
 

@@ -10,6 +10,8 @@ use super::{BURST, ChainFault, Gather, LINE, NetHeader, Ring, RingConfig, RingFa
 use crate::error::Result;
 use crate::guest::{GuestMemory, GuestSink, GuestStore, HostRange};
 
+const OVERTAKES: &str = "a frame overtakes those that reserved buffers wait for";
+
 /// Why a frame was not placed. The frame is untouched only for `Empty`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PushError {
@@ -193,19 +195,16 @@ impl RxRing {
         chain::toil(self.side.place.descriptors)
     }
 
-    /// So many frames are about to be pushed: asks for the cache lines that they will be written to. Writing to one after
-    /// the other would wait for each.
+    /// Copies frames, each behind its header, into the next buffers, as long as those are usual ones (one descriptor, in
+    /// one piece) and each holds its frame. Returns how many. The next one is for [`Self::push`].
+    ///
+    /// # Panics
+    /// As [`Self::push`].
     #[inline]
-    pub fn expect(&mut self, frames: usize) {
-        either!(&mut self.queue, queue => {
-            // A fault is found by the push, too.
-            if queue.look(false).is_ok() {
-                queue.peek_simple::<true>(frames, |buffer| {
-                    buffer.prefetch_write(0);
-                    buffer.prefetch_write(LINE);
-                });
-            }
-        });
+    pub fn push_each<'f>(&mut self, frames: impl Iterator<Item = (NetHeader, &'f [u8])> + Clone) -> usize {
+        assert!(self.reserved() == 0, "{OVERTAKES}");
+        let Self { queue, side: Receiving { place, .. } } = self;
+        either!(queue, queue => place.push_each(queue, frames))
     }
 
     /// Copies one frame behind its header into the next buffer (several with MRG_RXBUF).
@@ -220,7 +219,7 @@ impl RxRing {
     /// While buffers are reserved: their frames come first.
     #[inline]
     pub fn push(&mut self, header: &NetHeader, frame: &mut impl Gather) -> Result<(), PushError> {
-        assert!(self.reserved() == 0, "a frame overtakes those that reserved buffers wait for");
+        assert!(self.reserved() == 0, "{OVERTAKES}");
         let Self { queue, side: Receiving { place, .. } } = self;
         either!(queue, queue => place.push(queue, header, frame))
     }
@@ -278,6 +277,48 @@ fn reserve(
 }
 
 impl Place {
+    /// See [`RxRing::push_each`].
+    #[inline]
+    fn push_each<'f>(
+        &mut self,
+        queue: &mut impl Virtqueue,
+        frames: impl Iterator<Item = (NetHeader, &'f [u8])> + Clone,
+    ) -> usize {
+        // What is known to wait may not be enough; what is wrong `push` finds, too.
+        let most = frames.size_hint().1.unwrap_or(BURST).min(BURST);
+        if most == 0 || queue.look(!queue.is_ready(most as u16 - 1)).is_err() {
+            return 0;
+        }
+        let header_len = self.header_len;
+        let mut lens = frames.clone().map(|(_, frame)| header_len + frame.len());
+        let mut usual = ArrayVec::<_, BURST>::new();
+        queue.take_simple::<true>(most, |token, buffer| {
+            let Some(len) = lens.next().filter(|len| *len <= buffer.len()) else { return false };
+            // Writing to one after the other would wait for each.
+            buffer.prefetch_write(0);
+            buffer.prefetch_write(LINE);
+            usual.push((token, buffer.first(len)));
+            true
+        });
+        if usual.is_empty() {
+            return 0;
+        }
+        queue.trust().judge(false);
+        queue.stage_each(usual.iter().zip(frames).map(|(&(token, buffer), (header, frame))| {
+            let encoded = header.encode(1);
+            let write = |sink: &mut GuestSink<'_>| {
+                if header_len != encoded.len() || !sink.put(&encoded) {
+                    sink.write(&encoded[..header_len]);
+                }
+                sink.write(frame);
+            };
+            // SAFETY: the buffer was translated by this ring's view, which keeps the memory.
+            unsafe { GuestStore.fill(buffer, write) };
+            (token, buffer.len() as u32)
+        }));
+        usual.len()
+    }
+
     /// See [`RxRing::push`].
     #[inline]
     fn push(
@@ -288,29 +329,6 @@ impl Place {
     ) -> Result<(), PushError> {
         let total = self.header_len + frame.remaining();
         queue.look(false).map_err(PushError::Ring)?;
-        let mut usual = None;
-        queue.take_simple::<true>(1, |token, buffer| {
-            let holds = buffer.len() >= total;
-            if holds {
-                usual = Some((token, buffer));
-            }
-            holds
-        });
-        if let Some((token, buffer)) = usual {
-            let encoded = header.encode(1);
-            let write = |sink: &mut GuestSink<'_>| {
-                if self.header_len != encoded.len() || !sink.put(&encoded) {
-                    sink.write(&encoded[..self.header_len]);
-                }
-                frame.store_next(sink);
-            };
-            // SAFETY: the buffer was translated by this ring's view, which keeps the memory.
-            unsafe { GuestStore.fill(buffer.first(total), write) };
-            self.descriptors = 1;
-            queue.trust().judge(false);
-            queue.stage(token, total as u32);
-            return Ok(());
-        }
         let mut budget = DESCRIPTORS;
         let gathered = self.gather(queue, total, &mut budget);
         self.descriptors = DESCRIPTORS - budget;

@@ -152,12 +152,6 @@ impl Virtqueue for SplitRing {
     }
 
     #[inline(always)]
-    fn peek_simple<const WRITABLE: bool>(&mut self, max: usize, mut see: impl FnMut(HostRange)) {
-        let ready = usize::from(self.seen.wrapping_sub(self.next)).min(max) as u16;
-        (0..ready).map_while(|ahead| self.simple::<WRITABLE>(ahead)).for_each(|(_, buffer)| see(buffer));
-    }
-
-    #[inline(always)]
     fn take_simple<const WRITABLE: bool>(
         &mut self,
         max: usize,
@@ -177,13 +171,15 @@ impl Virtqueue for SplitRing {
     }
 
     #[inline]
-    fn stage(&mut self, chain: Token, len: u32) {
-        if self.shadow.is_full() {
-            self.flush();
+    fn stage_each(&mut self, chains: impl Iterator<Item = (Token, u32)>) {
+        for (chain, len) in chains {
+            if self.shadow.is_full() {
+                self.flush();
+            }
+            let element = u64::from(chain.id) | u64::from(len) << 32;
+            self.shadow.push(element.to_le_bytes());
+            self.used = self.used.wrapping_add(1);
         }
-        let element = u64::from(chain.id) | u64::from(len) << 32;
-        self.shadow.push(element.to_le_bytes());
-        self.used = self.used.wrapping_add(1);
     }
 
     #[inline]

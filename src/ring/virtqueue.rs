@@ -47,14 +47,16 @@ pub(super) trait Virtqueue {
     /// counts.
     fn take_simple<const WRITABLE: bool>(&mut self, max: usize, take: impl FnMut(Token, HostRange) -> bool) -> usize;
 
-    /// Looks at the same chains, which stay.
-    fn peek_simple<const WRITABLE: bool>(&mut self, max: usize, see: impl FnMut(HostRange));
-
     /// Takes the next chains out, of so many slots; all were ready.
     fn advance(&mut self, slots: u16);
 
     /// Retires the oldest chain in flight, with `len` bytes written. Visible after `publish`.
-    fn stage(&mut self, chain: Token, len: u32);
+    fn stage(&mut self, chain: Token, len: u32) {
+        self.stage_each(std::iter::once((chain, len)));
+    }
+
+    /// Retires the oldest chains in flight, each with so many bytes written.
+    fn stage_each(&mut self, chains: impl Iterator<Item = (Token, u32)>);
 
     /// Retires the oldest chains in flight, with nothing written.
     fn stage_empty(&mut self, chains: impl ExactSizeIterator<Item = Token>);

@@ -425,11 +425,17 @@ unsafe impl Send for RxMbuf {}
 
 impl RxMbuf {
     /// # Safety
-    /// `mbuf` was just received from the queue whose pool is `pool`, with the free mbufs in `stack`.
+    /// `mbuf` was just received from the queue whose pool is `pool`, with the free mbufs in `stack`; `posted`: some
+    /// may point to buffers posted to it.
     #[inline]
-    pub(super) unsafe fn new(mbuf: Mbuf, pool: *mut dpdk_sys::rte_mempool, stack: NonNull<Stack>) -> Self {
-        // Mbufs of other pools never are.
-        let placed = mbuf.pool() == pool && mbuf.is_elsewhere();
+    pub(super) unsafe fn new(
+        mbuf: Mbuf,
+        pool: *mut dpdk_sys::rte_mempool,
+        stack: NonNull<Stack>,
+        posted: bool,
+    ) -> Self {
+        // Mbufs of other pools never do.
+        let placed = posted && mbuf.pool() == pool && mbuf.is_elsewhere();
         Self { mbuf, placed, pool, stack }
     }
 }

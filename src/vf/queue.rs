@@ -350,10 +350,11 @@ impl RxQueue for EthdevRx {
         let n = unsafe {
             dpdk_sys::shim_rx_burst(self.port, self.queue, raw.as_mut_ptr(), burst.remaining_capacity() as u16)
         };
+        let posted = self.lender.is_some();
         for &mbuf in &raw[..n.into()] {
             // SAFETY: just received, from the queue of this pool, and no more than fit.
             unsafe {
-                burst.push_unchecked(RxMbuf::new(Mbuf::new(mbuf), self.pool.raw(), stack));
+                burst.push_unchecked(RxMbuf::new(Mbuf::new(mbuf), self.pool.raw(), stack, posted));
             }
         }
         n.into()

@@ -119,7 +119,7 @@ fn contents(mut frame: Frame<'_>) -> Vec<u8> {
 /// The same of a chain that was popped, `None` if it is malformed. Where the ring says that it is a usual frame, it is.
 fn frame_at(ring: &TxRing, i: usize) -> Option<Vec<u8>> {
     let all = ring.frame(i).ok().map(contents);
-    if let Some(mut plain) = ring.plain_frame(i) {
+    if let Some(mut plain) = ring.plain_frames(i).next() {
         let (header, frame) = all.as_deref().expect("not malformed").split_at(10);
         let header = NetHeader::decode(header.try_into().unwrap());
         assert!(!header.needs_csum && header.gso == Gso::None, "{header:?} asks for something");

@@ -203,22 +203,22 @@ fn a_rebuilt_ring_misses_nothing_that_the_vf_has_received() {
 #[test]
 fn a_quarantined_ring_shows_what_was_counted_and_keeps_its_position() {
     let mut rig = Rig::new(2, 2);
-    rig.guest.rx[0].post(10);
+    rig.guest.rx[0].post(40);
     rig.guest.rx[1].post(64);
     rig.arrive(0, 0, 1);
     rig.turn();
-    // The lane looks at the index again in the middle of a burst, when the ten buffers are used up.
+    // The lane looks at the index again in the second burst, for which seven buffers are left.
     rig.guest.rx[0].ring.avail += 100;
     rig.guest.rx[0].ring.publish();
-    rig.arrive(0, 0, 20);
+    rig.arrive(0, 0, 40);
     rig.arrive(1, 1, 5);
     rig.turn();
     assert_eq!(rig.lane.fault(0), Some(crate::ring::RingFault::AvailIndex));
-    assert_eq!(rig.guest.rx[0].ring.used_idx(), 10);
+    assert_eq!(rig.guest.rx[0].ring.used_idx(), 33);
     // One frame met the fault; those behind it go to the ring that is left.
-    assert_eq!((rig.received, rig.counters.snapshot().dropped.not_ready), (25, 1));
+    assert_eq!((rig.received, rig.counters.snapshot().dropped.not_ready), (45, 1));
     assert_eq!(rig.counters.quarantined(), 1);
-    assert_eq!(rig.lane.remove_ring(0), Some(10));
+    assert_eq!(rig.lane.remove_ring(0), Some(33));
 }
 
 #[derive(Clone, Debug)]

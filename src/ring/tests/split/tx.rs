@@ -108,9 +108,9 @@ fn a_frame_in_one_piece_for_which_nothing_is_asked_is_plain() {
         rig.driver.offer(0);
         rig.driver.publish();
         assert_eq!(ring.pop(BURST), Ok(1));
-        let found = ring.plain_frame(0).map(|frame| frame.place().contents(ring.memory()));
+        let found = ring.plain_frames(0).next().map(|frame| frame.place().contents(ring.memory()));
         assert_eq!(found, is_plain.then(|| vec![5; 100]), "{header:?} {lens:?}");
-        assert!(ring.plain_frame(1).is_none(), "there is one");
+        assert!(ring.plain_frames(1).next().is_none(), "there is one");
     }
 }
 
