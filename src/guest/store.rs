@@ -87,14 +87,19 @@ impl GuestStore {
         unsafe { std::ptr::copy(from, to, len) };
     }
 
-    /// As [`Self::bytes`] at offset 0, for a length known to the compiler.
+    /// As [`Self::bytes`] at offset 0, for a length known to the compiler, unless they are there already: a store would
+    /// take their cache line from the guest's core.
     ///
     /// # Safety
     /// The memory is mapped and `N <= to.len()`.
     #[inline]
     unsafe fn array<const N: usize>(&self, to: &HostRange, from: &[u8; N]) {
         // SAFETY: mapped by this function's contract; an array of bytes has alignment 1.
-        unsafe { to.at(0, N).cast::<[u8; N]>().write(*from) };
+        unsafe {
+            if to.read_first::<N>() != *from {
+                to.at(0, N).cast::<[u8; N]>().write(*from);
+            }
+        }
     }
 
     /// Lets `write` fill a range.
@@ -121,7 +126,7 @@ impl GuestSink<'_> {
         self.left.len()
     }
 
-    /// Copies all of `bytes`; `false` if they do not fit.
+    /// Copies all of `bytes`, of which the guest may have the same already; `false` if they do not fit.
     #[inline]
     pub(crate) fn put<const N: usize>(&mut self, bytes: &[u8; N]) -> bool {
         let fits = self.room() >= N;

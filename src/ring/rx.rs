@@ -6,7 +6,7 @@ use arrayvec::ArrayVec;
 
 use super::chain::{self, DESCRIPTORS, Stop};
 use super::virtqueue::{Queue, Token, Virtqueue, either};
-use super::{BURST, ChainFault, Gather, LINE, NetHeader, Ring, RingConfig, RingFault};
+use super::{BURST, ChainFault, Gather, NetHeader, Ring, RingConfig, RingFault};
 use crate::error::Result;
 use crate::guest::{GuestMemory, GuestSink, GuestStore, HostRange};
 
@@ -242,7 +242,7 @@ fn reserve(
         let taken = queue.take_simple::<true>(most, |token, buffer| {
             let holds = buffer.len() >= room;
             if holds {
-                buffer.prefetch_write(0);
+                buffer.prefetch(0);
                 reserved.buffers.push(Reserved { token, buffer });
             }
             holds
@@ -294,9 +294,10 @@ impl Place {
         let mut usual = ArrayVec::<_, BURST>::new();
         queue.take_simple::<true>(most, |token, buffer| {
             let Some(len) = lens.next().filter(|len| *len <= buffer.len()) else { return false };
-            // Writing to one after the other would wait for each.
-            buffer.prefetch_write(0);
-            buffer.prefetch_write(LINE);
+            // Writing to one after the other would wait for each. Of the header's line often nothing changes.
+            buffer.prefetch(0);
+            buffer.prefetch_write(header_len);
+            buffer.prefetch_write(len - 1);
             usual.push((token, buffer.first(len)));
             true
         });
