@@ -27,9 +27,6 @@ const EVENT_FLAGS: u16 = 3;
 /// Length, buffer id and flags of a descriptor are one aligned word; the address is in front of it.
 const WORD: usize = 8;
 
-/// So many descriptors ahead their cache line is asked for.
-const AHEAD: usize = 8;
-
 const WRAP: u16 = 1 << 15;
 
 /// A place in the ring, with the wrap counter of its round (2.8.1).
@@ -267,7 +264,6 @@ impl Virtqueue for PackedRing {
         let most = usize::from(self.size - self.staged - self.flying).min(max) as u16;
         let (mut at, mut taken) = (self.next, 0);
         let mut one = |slot: u16, flags: u16| {
-            self.ring.prefetch((usize::from(slot) + AHEAD) * DESCRIPTOR_LEN);
             let word = self.word(slot);
             if (word >> 48) as u16 & (AVAIL | USED | SHAPE) != flags {
                 return false;

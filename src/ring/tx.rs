@@ -396,9 +396,10 @@ impl Burst {
     #[inline]
     fn frame(&self, i: usize) -> Result<Frame<'_>, ChainFault> {
         let (header, piece, pieces, len) = match self.chains[..self.len][i] {
-            // SAFETY: longer than its header; the ring keeps the memory.
             Chain::Usual(buffer) => {
-                (unsafe { buffer.read_first() }, buffer.after(self.header_len), &[][..], buffer.len() - self.header_len)
+                // SAFETY: longer than its header; the ring keeps the memory.
+                let header = unsafe { buffer.read_first() };
+                (header, buffer.after(self.header_len), &[][..], buffer.len() - self.header_len)
             }
             Chain::Parsed { header, piece, first, end, len } => {
                 (header, piece, &self.pieces[first.into()..end.into()], len as usize)
