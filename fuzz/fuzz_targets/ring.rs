@@ -162,7 +162,7 @@ fn run(input: &mut Input<'_>) {
     let mut rx = RxRing::new(memory, &config).unwrap();
 
     while !input.0.is_empty() {
-        match input.byte() % 13 {
+        match input.byte() % 14 {
             0 => {
                 let at = usize::from(input.word()) % (LEN - 2);
                 // Ring fields have even addresses; a driver's 16-bit store, too.
@@ -198,7 +198,7 @@ fn run(input: &mut Input<'_>) {
                 // Both serve one ring: the driver believes either.
                 driver.reclaim(if features & 64 != 0 { rx.position() } else { tx.position() });
             }
-            9 => push(&mut rx, usize::from(input.word()) % (2 * MAX_FRAME), mergeable),
+            9 => push(&mut rx, usize::from(input.word()) % (2 * MAX_FRAME), usize::from(input.byte()), mergeable),
             10 => {
                 tx.enable_kicks();
                 rx.enable_kicks();
@@ -207,6 +207,7 @@ fn run(input: &mut Input<'_>) {
                 tx.disable_kicks();
                 rx.disable_kicks();
             }
+            12 => reserve(&mut rx, usize::from(input.word()), usize::from(input.byte())),
             _ => tx.rewind(),
         }
         if packed {
@@ -221,6 +222,9 @@ fn pop(tx: &mut TxRing, max: usize) {
     let before = tx.in_flight();
     let Ok(n) = tx.pop(max) else { return };
     assert!(n <= max.min(BURST) && tx.in_flight() == before + n && tx.in_flight() <= IN_FLIGHT);
+    for frame in tx.plain_frames(0) {
+        assert!((14..=MAX_FRAME).contains(&frame.remaining()));
+    }
     for i in 0..n {
         let Ok(mut frame) = tx.frame(i) else { continue };
         assert!((14..=MAX_FRAME).contains(&frame.len()));
@@ -234,8 +238,24 @@ fn pop(tx: &mut TxRing, max: usize) {
     }
 }
 
-fn push(rx: &mut RxRing, len: usize, mergeable: bool) {
+/// Takes buffers out, and lets some have a frame.
+fn reserve(rx: &mut RxRing, room: usize, wanted: usize) {
+    let mut places = Vec::new();
+    let reserved = rx.reserve(room, |buffer, _| {
+        assert!(buffer.len() >= room);
+        places.push(buffer.as_ptr().addr() + NetHeader::LEN);
+        places.len() <= wanted
+    });
+    assert!(reserved.is_err() || rx.reserved() <= wanted);
+    for at in places.iter().step_by(2) {
+        rx.accept(*at, &NetHeader::default(), room);
+    }
+    rx.release();
+}
+
+fn push(rx: &mut RxRing, len: usize, n: usize, mergeable: bool) {
     let frame = vec![0x5a; len];
+    assert!(rx.push_each((0..n).map(|_| (NetHeader::default(), &frame[..]))) <= n.min(BURST));
     let mut source = &frame[..];
     match rx.push(&NetHeader::default(), &mut source) {
         Ok(()) => assert!(source.is_empty(), "all of it was written"),

@@ -38,16 +38,19 @@ impl View {
         self.last.clip(gpa, len)
     }
 
-    /// The same, if all of `len` lies in the region that was hit last.
+    /// The piece at `gpa`, if all of `len` lies in one region.
     #[inline(always)]
-    pub(crate) fn again(&self, gpa: Gpa, len: u64) -> Option<HostRange> {
-        self.last.whole(gpa, len)
+    pub(crate) fn whole(&mut self, gpa: Gpa, len: u64) -> Option<HostRange> {
+        match self.last.whole(gpa, len) {
+            None => self.whole_elsewhere(gpa, len),
+            found => found,
+        }
     }
 
-    /// The piece at `gpa`, if all of `len` lies in one region.
-    #[inline]
-    pub(crate) fn contiguous(&mut self, gpa: Gpa, len: u64) -> Option<HostRange> {
-        self.translate(gpa, len).filter(|range| range.len() as u64 == len)
+    #[cold]
+    fn whole_elsewhere(&mut self, gpa: Gpa, len: u64) -> Option<HostRange> {
+        self.last = self.memory.span(gpa)?;
+        self.last.whole(gpa, len)
     }
 
     /// As [`GuestMemory::is_dead`], for one load as long as no region of any guest dies.

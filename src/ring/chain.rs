@@ -51,11 +51,11 @@ impl Descriptor {
 }
 
 impl Descriptor {
-    /// Its buffer, if it is a whole chain in one piece, in the region that was hit last.
+    /// Its buffer, if it is a whole chain in one piece.
     #[inline(always)]
-    pub(super) fn simple<const WRITABLE: bool>(&self, view: &View) -> Option<HostRange> {
+    pub(super) fn simple<const WRITABLE: bool>(&self, view: &mut View) -> Option<HostRange> {
         let usual = self.flags & SHAPE == if WRITABLE { WRITE } else { 0 };
-        if usual { view.again(Gpa(self.addr), self.len.into()) } else { None }
+        if usual { view.whole(Gpa(self.addr), self.len.into()) } else { None }
     }
 }
 
@@ -216,7 +216,7 @@ impl<Take: FnMut(HostRange) -> Result<(), Stop>> Reader<'_, Take> {
         if !legal {
             return Err(ChainFault::Indirect);
         }
-        let range = self.view.contiguous(Gpa(descriptor.addr), descriptor.len.into());
+        let range = self.view.whole(Gpa(descriptor.addr), descriptor.len.into());
         range.map(Table::new).ok_or(ChainFault::Address)
     }
 }

@@ -156,22 +156,22 @@ impl PackedRing {
     fn agrees_with(&self, at: Cursor) -> bool {
         (0..self.size).all(|slot| {
             let used = Cursor { index: slot, wrap: (slot >= at.index) == at.wrap }.used();
-            (self.word(slot) >> 48) as u16 & (AVAIL | USED) != used
+            (Self::word(&self.ring, slot) >> 48) as u16 & (AVAIL | USED) != used
         })
     }
 
     /// Length, id and flags of a slot. What the driver wrote before it made the slot available is visible.
     #[inline]
-    fn word(&self, slot: u16) -> u64 {
+    fn word(ring: &HostRange, slot: u16) -> u64 {
         // SAFETY: callers keep `slot` below the size, so inside the ring, which is aligned (`new`); the
         // view keeps the memory.
-        unsafe { self.ring.acquire_u64(usize::from(slot) * DESCRIPTOR_LEN + WORD) }
+        unsafe { ring.acquire_u64(usize::from(slot) * DESCRIPTOR_LEN + WORD) }
     }
 
     /// The descriptor in a slot.
     #[inline]
     fn descriptor(&self, slot: u16) -> Descriptor {
-        let word = self.word(slot);
+        let word = Self::word(&self.ring, slot);
         // SAFETY: as in `word`.
         let addr = unsafe { self.ring.read_u64(usize::from(slot) * DESCRIPTOR_LEN) };
         Descriptor::packed(addr, word)
@@ -219,7 +219,7 @@ impl Virtqueue for PackedRing {
             return false;
         }
         let at = self.next.plus(ahead, self.size);
-        at.is_available((self.word(at.index) >> 48) as u16)
+        at.is_available((Self::word(&self.ring, at.index) >> 48) as u16)
     }
 
     #[inline]
@@ -263,22 +263,24 @@ impl Virtqueue for PackedRing {
     ) -> usize {
         let most = usize::from(self.size - self.staged - self.flying).min(max) as u16;
         let (mut at, mut taken) = (self.next, 0);
+        let Self { ring, view, size, .. } = &mut *self;
+        let size = *size;
         let mut one = |slot: u16, flags: u16| {
-            let word = self.word(slot);
+            let word = Self::word(ring, slot);
             if (word >> 48) as u16 & (AVAIL | USED | SHAPE) != flags {
                 return false;
             }
             // SAFETY: as in `word`.
-            let addr = unsafe { self.ring.read_u64(usize::from(slot) * DESCRIPTOR_LEN) };
-            let buffer = self.view.again(Gpa(addr), u64::from(word as u32));
+            let addr = unsafe { ring.read_u64(usize::from(slot) * DESCRIPTOR_LEN) };
+            let buffer = view.whole(Gpa(addr), u64::from(word as u32));
             buffer.is_some_and(|buffer| take(Token { id: (word >> 32) as u16, slots: 1 }, buffer))
         };
         // What the flags of such a chain are changes only where a round ends.
         while taken < most {
             let flags = at.available() | if WRITABLE { WRITE } else { 0 };
-            let round = (self.size - at.index).min(most - taken);
+            let round = (size - at.index).min(most - taken);
             let run = (0..round).find(|slot| !one(at.index + slot, flags)).unwrap_or(round);
-            at = at.plus(run, self.size);
+            at = at.plus(run, size);
             taken += run;
             if run < round {
                 break;

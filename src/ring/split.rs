@@ -89,16 +89,6 @@ impl SplitRing {
         Ok(ring)
     }
 
-    /// The chain `ahead` behind the next one, which is ready, if it is a usual one: see [`Virtqueue::take_simple`].
-    #[inline(always)]
-    fn simple<const WRITABLE: bool>(&self, ahead: u16) -> Option<(Token, HostRange)> {
-        let slot = self.next.wrapping_add(ahead) & (self.size - 1);
-        // SAFETY: masked by the size, so inside the available ring; the view keeps the memory.
-        let id = unsafe { self.avail.read_u16(ENTRIES + usize::from(slot) * AVAIL_LEN) };
-        let buffer = self.table.descriptor(id)?.simple::<WRITABLE>(&self.view)?;
-        Some((Token { id, slots: 1 }, buffer))
-    }
-
     /// Writes the shadow into the used ring, behind what the guest looks at.
     fn flush(&mut self) {
         let mut slot = self.used.wrapping_sub(self.shadow.len() as u16);
@@ -158,9 +148,14 @@ impl Virtqueue for SplitRing {
         mut take: impl FnMut(Token, HostRange) -> bool,
     ) -> usize {
         let ready = usize::from(self.seen.wrapping_sub(self.next)).min(max) as u16;
-        let taken = (0..ready)
-            .find(|&ahead| !self.simple::<WRITABLE>(ahead).is_some_and(|(token, buffer)| take(token, buffer)));
-        let taken = taken.unwrap_or(ready);
+        let mut one = |ahead| {
+            let slot = self.next.wrapping_add(ahead) & (self.size - 1);
+            // SAFETY: masked by the size, so inside the available ring; the view keeps the memory.
+            let id = unsafe { self.avail.read_u16(ENTRIES + usize::from(slot) * AVAIL_LEN) };
+            let buffer = self.table.descriptor(id)?.simple::<WRITABLE>(&mut self.view)?;
+            take(Token { id, slots: 1 }, buffer).then_some(())
+        };
+        let taken = (0..ready).find(|&ahead| one(ahead).is_none()).unwrap_or(ready);
         self.next = self.next.wrapping_add(taken);
         taken.into()
     }

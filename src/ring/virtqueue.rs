@@ -42,8 +42,8 @@ pub(super) trait Virtqueue {
         take: impl FnMut(HostRange) -> Result<(), Stop>,
     ) -> (Token, Result<(), Stop>);
 
-    /// Takes out the next chains, at most `max`, as long as they are ready, usual (one descriptor, its buffer in one piece
-    /// and in the region of the last one), and `take` wants them. Returns how many. Of others nothing that was read
+    /// Takes out the next chains, at most `max`, as long as they are ready, usual (one descriptor, its buffer in one piece),
+    /// and `take` wants them. Returns how many. Of others nothing that was read
     /// counts.
     fn take_simple<const WRITABLE: bool>(&mut self, max: usize, take: impl FnMut(Token, HostRange) -> bool) -> usize;
 

@@ -40,7 +40,8 @@ enum Act {
     /// Or always, or never.
     NoInterrupt(bool),
     Pop(usize),
-    Push(usize),
+    /// So many frames, at once as far as their buffers are usual ones; the longest is so long.
+    Push(usize, usize),
     Complete(usize),
     Rewind,
     Used,
@@ -74,7 +75,7 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
         1 => any::<u16>().prop_map(|behind| Act::UsedEvent(behind % 8)),
         1 => any::<bool>().prop_map(Act::NoInterrupt),
         6 => (0..40_usize).prop_map(Act::Pop),
-        6 => (14..MAX_FRAME).prop_map(Act::Push),
+        6 => (1..6_usize, 14..MAX_FRAME).prop_map(|(n, len)| Act::Push(n, len)),
         6 => (0..40_usize).prop_map(Act::Complete),
         1 => Just(Act::Rewind),
         4 => Just(Act::Used),
@@ -142,6 +143,15 @@ fn decoded(mut bytes: Vec<u8>) -> Vec<u8> {
 fn frame(number: u8, len: usize) -> (NetHeader, Vec<u8>) {
     let header = NetHeader { hdr_len: number.into(), ..NetHeader::default() };
     (header, (0..len).map(|i| number ^ i as u8).collect())
+}
+
+/// The frames of a push, each with its header.
+fn frames(number: &mut u8, n: usize, longest: usize) -> Vec<(NetHeader, Vec<u8>)> {
+    let next = |i: usize| {
+        *number = number.wrapping_add(1);
+        frame(*number, (longest / (1 + i)).max(14))
+    };
+    (0..n).map(next).collect()
 }
 
 /// The oracles' word for an error.

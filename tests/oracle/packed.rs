@@ -537,11 +537,17 @@ proptest! {
             drive(&mut a, act, WRITE, ring.position());
             drive(&mut b, act, WRITE, ring.position());
             match *act {
-                Act::Push(len) => {
-                    number = number.wrapping_add(1);
-                    let (header, frame) = frame(number, len);
-                    let found = ring.push(&header, &mut &frame[..]).map_err(word);
-                    prop_assert_eq!(found, model.push(&header, &frame));
+                Act::Push(n, longest) => {
+                    let frames = frames(&mut number, n, longest);
+                    let (usual, others) =
+                        frames.split_at(ring.push_each(frames.iter().map(|(header, frame)| (*header, &frame[..]))));
+                    for (header, frame) in usual {
+                        prop_assert_eq!(Ok(()), model.push(header, frame));
+                    }
+                    if let Some((header, frame)) = others.first() {
+                        let found = ring.push(header, &mut &frame[..]).map_err(word);
+                        prop_assert_eq!(found, model.push(header, frame));
+                    }
                 }
                 Act::Restart => {
                     prop_assert_eq!(ring.publish(), model.publish());

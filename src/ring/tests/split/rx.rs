@@ -81,6 +81,35 @@ fn without_merging_one_chain_holds_the_frame() {
 }
 
 #[test]
+fn frames_are_pushed_at_once_as_far_as_their_buffers_are_usual() {
+    let mut rig = Rig::new(8, 65533);
+    let mut ring = rig.rx();
+    let frame = |i: u8| [i; 60];
+    let push = |ring: &mut RxRing, from: u8, n: u8| {
+        let frames: Vec<_> = (from..from + n).map(frame).collect();
+        ring.push_each(frames.iter().map(|frame| (HEADER, &frame[..])))
+    };
+    assert_eq!(push(&mut ring, 0, 2), 0, "there is none");
+    for (head, len) in [(0, 72), (1, 1500), (2, 100), (3, 71)] {
+        rig.driver.describe(head, Descriptor::new(rig.buffer(usize::from(head) * 2048), len, WRITE, 0));
+    }
+    rig.post([0]);
+    assert_eq!(push(&mut ring, 1, 1), 1);
+    // More than it knew of: it looks again.
+    rig.post([1, 2, 3, 1]);
+    assert_eq!(push(&mut ring, 2, 1), 1);
+    assert_eq!(push(&mut ring, 3, 3), 1, "the next one is too short");
+    assert_eq!(ring.push(&HEADER, &mut &frame(4)[..]), Err(PushError::Oversize));
+    ring.publish();
+    let used: Vec<_> = std::iter::from_fn(|| rig.driver.take_used()).collect();
+    assert_eq!(used, [(0, 72), (1, 72), (2, 72)]);
+    for i in 0..3_u8 {
+        let at = rig.buffer(usize::from(i) * 2048);
+        assert_eq!(rig.read(at, 72), [&HEADER.encode(1)[..], &frame(i + 1)].concat());
+    }
+}
+
+#[test]
 fn a_malformed_buffer_within_a_frame_goes_back_with_those_before_it() {
     let mut rig = Rig::new(8, 0);
     rig.config.mergeable = true;
