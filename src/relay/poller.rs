@@ -40,10 +40,6 @@ const NAP: Duration = Duration::from_micros(250);
 const NAPS: u32 = 200;
 const LONG_NAP: Duration = Duration::from_millis(1);
 
-/// Rounds without a packet are short, half of one is reading the clock, and a lone frame waits for the round to end: so
-/// many of them share a reading.
-const READ_CLOCK: u32 = 8;
-
 /// A core's orders not yet taken; a port has two lanes and at most one order out for each.
 const MAILBOX: usize = 256;
 
@@ -254,24 +250,20 @@ impl Core {
     }
 
     fn run(&mut self) {
-        let mut now = Instant::now();
-        let (mut last_work, mut in_vain) = (now, 0);
+        let mut last_work = Instant::now();
         let gauge = self.gauge.clone();
         while !self.stopping {
-            if in_vain % READ_CLOCK == 0 {
-                now = Instant::now();
-            }
-            in_vain += 1;
+            let now = Instant::now();
             let turn = Turn { now, mark: &gauge.mark };
             if self.mailbox.has_orders() {
                 self.obey(&turn);
-                (last_work, in_vain) = (now, 0);
+                last_work = now;
             }
             if self.round(&turn) > 0 {
-                (last_work, in_vain) = (now, 0);
+                last_work = now;
             } else if now.duration_since(last_work) > SPIN {
                 match self.policy {
-                    IdlePolicy::Adaptive => (last_work, in_vain) = (self.sleep(&turn), 0),
+                    IdlePolicy::Adaptive => last_work = self.sleep(&turn),
                     IdlePolicy::Poll => std::hint::spin_loop(),
                 }
             }

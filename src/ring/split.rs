@@ -207,8 +207,6 @@ impl Virtqueue for SplitRing {
         if self.used == self.published {
             return false;
         }
-        // The exchange below waits for the stores in front of it; so the line is asked for beside theirs.
-        self.used_ring.prefetch_write(IDX);
         self.flush();
         let old = std::mem::replace(&mut self.published, self.used);
         // The guest writes what it wants to hear of, then looks at used.idx; we do the reverse. If neither's
