@@ -27,7 +27,7 @@ fn the_table_points_at_the_queues_of_enabled_rings() {
     let core = core();
     let vf = Vf::Soft(SoftVf::for_test(VfCaps::default()).unwrap());
     let mut lanes =
-        PortLanes::new("p", Rc::new(PortLog::new("p")), core.clone(), (0, 0), PortCounters::default(), PAIRS, 1500)
+        PortLanes::new("p", Rc::new(PortLog::new("p")), core.clone(), &[(0, 0)], PortCounters::default(), PAIRS, 1500)
             .unwrap();
     lanes.give_vf(VfSpec::SoftNull, vf, &VfConfig { queues: PAIRS, mtu: 1500, mac: None }).unwrap();
 
