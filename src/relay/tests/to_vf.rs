@@ -432,3 +432,35 @@ fn a_turn_of_long_chains_ends_early() {
     }
     assert_eq!((counters.snapshot().packets, guest.tx[0].ring.used_idx()), (LONGEST.into(), LONGEST));
 }
+
+#[test]
+fn each_lane_sends_on_the_queues_of_its_pairs() {
+    const PAIRS: usize = 4;
+    let mut guest = Guest::new(PAIRS, 64);
+    // Two pairs share a queue, and so a lane.
+    let vf = [ScriptedTx::new(), ScriptedTx::new()];
+    let counters = [Arc::new(LaneCounters::default()), Arc::new(LaneCounters::default())];
+    let ready = Arc::new(AtomicBool::new(true));
+    let mut first = GuestToVf::new(LaneId(1), PAIRS, vf.to_vec(), ready, counters[0].clone());
+    let mut second = first.sibling(LaneId(2), counters[1].clone()).unwrap();
+    second.adopt_queue(1, first.release_queue(1).unwrap());
+    let mut lanes: [Box<dyn Lane>; 2] = [Box::new(first), second];
+    for pair in [3, 0, 1, 2] {
+        lanes[pair % 2].insert_ring(pair, guest.tx_plan(pair)).unwrap();
+        guest.tx[pair].send(&[0; 12], &numbered(pair as u8, 0, 64));
+        guest.tx[pair].ring.publish();
+    }
+    let clock = Clock::new();
+    for lane in &mut lanes {
+        assert_eq!(lane.turn(&clock.turn()), 2);
+    }
+    let flows = |queue: usize| vf[queue].script().sent.iter().map(|frame| number(frame).0).collect::<Vec<_>>();
+    assert_eq!((flows(0), flows(1)), (vec![0, 2], vec![1, 3]));
+    assert_eq!(counters.map(|counters| counters.snapshot().packets), [2, 2]);
+    // What is out is out, and the others stay.
+    assert_eq!((lanes[1].remove_ring(1), lanes[1].remove_ring(1)), (Some(1), None));
+    guest.tx[3].send(&[0; 12], &numbered(3, 1, 64));
+    guest.tx[3].ring.publish();
+    lanes[1].turn(&clock.turn());
+    assert_eq!(flows(1), [1, 3, 3]);
+}
