@@ -3,30 +3,16 @@
 use std::path::Path;
 use std::time::Duration;
 
-use rustix::thread::sched_getaffinity;
 use serde_json::{Value, json};
 
 use crate::queues::sets_change;
 use crate::support::daemon::{Control, Daemon, Lanes};
 use crate::support::frame::Frame;
 use crate::support::guest::{Flows, Guest, Plan};
-use crate::support::{skip, until};
+use crate::support::until;
 use crate::{Port, all_counted};
 
 const CORES: &str = "0-1";
-
-fn has_two_cores() -> bool {
-    let ours = sched_getaffinity(None).expect("affinity");
-    ours.is_set(0) && ours.is_set(1)
-}
-
-macro_rules! needs_two_cores {
-    ($test:literal) => {
-        if !has_two_cores() {
-            skip!($test, "needs CPUs 0 and 1");
-        }
-    };
-}
 
 /// What each lane counted, by direction, with its CPU; and that its sums are the port's.
 fn each(daemon: &Daemon) -> [Vec<(u64, u64)>; 2] {
@@ -44,7 +30,6 @@ fn each(daemon: &Daemon) -> [Vec<(u64, u64)>; 2] {
 
 #[test]
 fn four_pairs_on_two_cores() {
-    needs_two_cores!("four_pairs_on_two_cores");
     let port = Port::on_cores(CORES, "soft:loop", 4);
     let show = port.daemon.show("port");
     assert_eq!(show["lanes"], json!({"guest_to_vf": [0, 1], "vf_to_guest": [0, 1]}));
@@ -62,7 +47,6 @@ fn four_pairs_on_two_cores() {
 
 #[test]
 fn sets_of_enabled_pairs_change_under_traffic_on_several_cores() {
-    needs_two_cores!("sets_of_enabled_pairs_change_under_traffic_on_several_cores");
     sets_change(Port::on_cores(CORES, "soft:loop", 4), Plan::pairs(4).features);
 }
 
@@ -77,7 +61,6 @@ fn place(control: &mut Control, socket: &Path, cores: &Value) {
 /// Other cores, and fewer and more of them, while frames are under way: nothing is lost, and flows stay in order.
 #[test]
 fn lanes_come_and_go_under_traffic() {
-    needs_two_cores!("lanes_come_and_go_under_traffic");
     let port = Port::on_cores(CORES, "soft:loop", 4);
     let mut guest = port.guest(&Plan::pairs(4));
     let mut flows = Flows::new(64);
@@ -111,7 +94,6 @@ fn fault(daemon: &Daemon, ring: usize) -> bool {
 /// A TX ring that lies is stopped; the pairs of the other lane do not notice, nor the other pair of its own.
 #[test]
 fn a_quarantined_ring_leaves_the_other_lanes() {
-    needs_two_cores!("a_quarantined_ring_leaves_the_other_lanes");
     let port = Port::on_cores(CORES, "soft:loop", 4);
     let mut guest = port.guest(&Plan::pairs(4));
     let mut flows = Flows::new(48);
@@ -135,7 +117,6 @@ fn a_quarantined_ring_leaves_the_other_lanes() {
 /// until then is dropped and counted.
 #[test]
 fn frames_of_a_quarantined_lane_go_to_another() {
-    needs_two_cores!("frames_of_a_quarantined_lane_go_to_another");
     let port = Port::on_cores(CORES, "soft:loop", 2);
     let mut guest = port.guest(&Plan::pairs(2));
     let mut flows = Flows::new(16);
