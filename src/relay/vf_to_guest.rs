@@ -463,10 +463,15 @@ impl<Q: RxQueue> Lane for VfToGuest<Q> {
 
     fn insert_ring(&mut self, pair: usize, plan: RingPlan) -> Result<()> {
         let ring = RxRing::new(plan.memory, &plan.config)?;
-        // A ring that is rebuilt, or a front end that reconnects at once, misses nothing.
+        // A ring that is rebuilt, or a front end that reconnects at once, misses nothing. If it is disabled its
+        // core would drop all of that; but it may be enabled before it has had a turn there.
         if self.is_empty() {
-            for source in self.sources.iter_mut().filter(|source| source.is_stale()) {
-                self.tally.drop(Cause::NotReady, source.flush());
+            for source in &mut self.sources {
+                match source.is_stale() {
+                    true => self.tally.drop(Cause::NotReady, source.flush()),
+                    false if !plan.enabled => self.tally.drop(Cause::Disabled, source.flush()),
+                    false => {}
+                }
             }
         }
         self.faults[pair] = None;
