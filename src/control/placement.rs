@@ -38,7 +38,9 @@ impl Placement<'_> {
                 for direction in [guest_to_vf, vf_to_guest] {
                     let twice = direction.iter().enumerate().find(|(at, cpu)| direction[..*at].contains(cpu));
                     if let Some((_, cpu)) = twice {
-                        return Err(Error::Invalid(format!("CPU {cpu} is named twice for one direction: name it once")));
+                        return Err(Error::Invalid(format!(
+                            "CPU {cpu} is named twice for one direction: name it once"
+                        )));
                     }
                 }
                 guest_to_vf.iter().zip(vf_to_guest).map(|(a, b)| Ok((self.core(*a)?, self.core(*b)?))).collect()

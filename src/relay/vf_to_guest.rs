@@ -337,8 +337,9 @@ impl<Q: RxQueue> VfToGuest<Q> {
         steering.closed = steering.open.is_empty().then_some(if running { Cause::Disabled } else { Cause::NotReady });
         let numbers = || self.sources.iter().map(|source| source.number as u8);
         let queue_for_each = steering.open.iter().all(|pair| numbers().any(|number| number == *pair));
-        steering.direct =
-            numbers().map(|number| Some(number).filter(|number| queue_for_each && steering.open.contains(number))).collect();
+        steering.direct = numbers()
+            .map(|number| Some(number).filter(|number| queue_for_each && steering.open.contains(number)))
+            .collect();
         for (source, direct) in self.sources.iter_mut().zip(&steering.direct) {
             source.feeds_one = direct.is_some() || steering.open.len() == 1;
         }

@@ -21,7 +21,7 @@ pub(super) fn place_of(ring: usize) -> (usize, usize) {
 /// numbers. Where pairs share a queue, they have to be in one lane with it.
 fn lanes_for(pairs: usize, queues: usize, cores: usize) -> usize {
     let most = pairs.min(queues).min(cores);
-    (1..=most).rev().find(|lanes| queues >= pairs || queues % lanes == 0).unwrap_or(1)
+    (1..=most).rev().find(|lanes| queues >= pairs || queues.is_multiple_of(*lanes)).unwrap_or(1)
 }
 
 /// A lane of a port.
@@ -59,12 +59,7 @@ impl Undivided {
     }
 
     /// Without a VF: over `soft:null`, never ready.
-    pub(super) fn without_vf(
-        pairs: usize,
-        mtu: u16,
-        ready: &Arc<AtomicBool>,
-        counters: &PortCounters,
-    ) -> Result<Self> {
+    pub(super) fn without_vf(pairs: usize, mtu: u16, ready: &Arc<AtomicBool>, counters: &PortCounters) -> Result<Self> {
         let queues = Vf::probe(&VfSpec::SoftNull)?.configure(&VfConfig { queues: 1, mtu, mac: None })?;
         Ok(Self::over(queues, pairs, ready, counters))
     }
@@ -206,7 +201,8 @@ impl LaneSet {
                     continue;
                 }
                 let out = Whereabouts::Out { id: lane.id(), core: self.cores[number][direction] };
-                if let (Whereabouts::Home(lane), Whereabouts::Out { core, .. }) = (std::mem::replace(place, out), &*place)
+                if let (Whereabouts::Home(lane), Whereabouts::Out { core, .. }) =
+                    (std::mem::replace(place, out), &*place)
                 {
                     self.pollers[*core].adopt(lane);
                 }

@@ -504,8 +504,7 @@ impl<'tell> Port<'tell> {
         self.tell_vf();
         let counters = &self.plan.counters;
         let quarantined = counters.guest_to_vf.quarantined() + counters.vf_to_guest.quarantined();
-        let owed: Vec<_> =
-            counters.guest_to_vf.out_and_back().map(|(out, back)| (out > 0).then_some(back)).collect();
+        let owed: Vec<_> = counters.guest_to_vf.out_and_back().map(|(out, back)| (out > 0).then_some(back)).collect();
         // A VF that stood still from one look to the next, with frames of the guest: it would wait for them for ever.
         let stuck = owed.iter().zip(&self.owed).any(|(owed, before)| owed.is_some() && owed == before);
         self.owed = owed;

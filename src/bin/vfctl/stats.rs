@@ -86,10 +86,8 @@ pub fn totals(now: &Stats) -> String {
 
 /// What the lanes of `port` had counted before; of those that are new nothing.
 fn lanes_before(port: &PortStats, before: &PortStats) -> Vec<LaneSnapshot> {
-    let directions = [
-        (&port.lanes.guest_to_vf, &before.lanes.guest_to_vf),
-        (&port.lanes.vf_to_guest, &before.lanes.vf_to_guest),
-    ];
+    let directions =
+        [(&port.lanes.guest_to_vf, &before.lanes.guest_to_vf), (&port.lanes.vf_to_guest, &before.lanes.vf_to_guest)];
     let counted = |(now, before): (&Vec<LaneStats>, &Vec<LaneStats>)| {
         let counted = |lane| before.get(lane).map(|lane: &LaneStats| lane.counters).unwrap_or_default();
         (0..now.len()).map(counted).collect::<Vec<_>>()

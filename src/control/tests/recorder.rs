@@ -261,7 +261,15 @@ impl Desk {
                         let spec = thread.vf.as_ref().unwrap().spec.clone();
                         let (caps, link) = (VfCaps::default(), VfLink { up: true, ..VfLink::default() });
                         let xstats = vec![("rx_good".to_owned(), 7)];
-                        let status = VfStatus { spec, caps, queues: config.queues, lanes: thread.cores.min(config.queues.into()), link, xstats, read: self.now };
+                        let status = VfStatus {
+                            spec,
+                            caps,
+                            queues: config.queues,
+                            lanes: thread.cores.min(config.queues.into()),
+                            link,
+                            xstats,
+                            read: self.now,
+                        };
                         Event::VfReady { port, status }
                     }
                 }

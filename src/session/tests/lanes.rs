@@ -104,7 +104,8 @@ fn each_lane_has_the_pairs_of_its_number() {
 fn lanes_move_and_are_divided_anew_under_traffic() {
     let cores = cores();
     let mut port = port(&cores, PAIRS as u16);
-    let placed: [&[(usize, usize)]; 5] = [&[(0, 0)], &[(1, 0), (0, 1)], &[(1, 1)], &[(1, 1), (0, 0)], &[(0, 0), (1, 1)]];
+    let placed: [&[(usize, usize)]; 5] =
+        [&[(0, 0)], &[(1, 0), (0, 1)], &[(1, 1)], &[(1, 1), (0, 0)], &[(0, 0), (1, 1)]];
     for round in 0..60 {
         let to = placed[round % placed.len()];
         port.lanes.pause();

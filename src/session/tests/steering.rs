@@ -28,8 +28,7 @@ fn tables(lanes: &mut PortLanes) -> Vec<Vec<u16>> {
 fn guest(core: &Arc<Vec<Poller>>, cores: &[(usize, usize)], queues: u16) -> (Session, PortLanes) {
     let vf = Vf::Soft(SoftVf::for_test(VfCaps::default()).unwrap());
     let log = Rc::new(PortLog::new("p"));
-    let mut lanes =
-        PortLanes::new("p", log, core.clone(), cores, PortCounters::new(cores.len()), PAIRS, 1500).unwrap();
+    let mut lanes = PortLanes::new("p", log, core.clone(), cores, PortCounters::new(cores.len()), PAIRS, 1500).unwrap();
     lanes.give_vf(VfSpec::SoftNull, vf, &VfConfig { queues, mtu: 1500, mac: None }).unwrap();
 
     let len = 2 * usize::from(PAIRS) * SPACE;
