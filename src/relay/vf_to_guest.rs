@@ -440,7 +440,8 @@ impl<Q: RxQueue> Lane for VfToGuest<Q> {
     }
 
     fn doze(&mut self) -> bool {
-        if self.sources.iter().any(|source| !source.held.is_empty()) {
+        // What waits for another lane to read its queues first, no interrupt announces again.
+        if self.turnover.is_under_way() || self.sources.iter().any(|source| !source.held.is_empty()) {
             return true;
         }
         self.armed = true;

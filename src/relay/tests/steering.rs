@@ -239,14 +239,22 @@ fn a_flow_that_the_vf_moves_to_another_lane_stays_in_order() {
         arrive(to, 40);
         // The lane with the newer ones is the first to have turns.
         let (newer, older) = (to % 2, from % 2);
-        for _ in 0..3 {
+        for round in 0..3 {
             lanes[newer].turn(&clock.turn());
             lanes[newer].turn(&clock.turn());
+            if round == 0 && newer != older {
+                assert!(lanes[newer].doze(), "its core would sleep on frames that wait for the other lane");
+                lanes[newer].wake();
+            }
             if newer != older {
                 let waiting = vf[to].waiting();
                 assert!(waiting == 40 || vf[from].waiting() == 0, "{waiting} wait in {to}, older ones in {from}");
             }
             lanes[older].turn(&clock.turn());
+        }
+        for lane in &mut lanes {
+            assert!(!lane.doze());
+            lane.wake();
         }
         for (ring, frames) in [(from, 70), (to, 40)] {
             for _ in 0..frames {
