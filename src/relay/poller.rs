@@ -40,7 +40,7 @@ const NAP: Duration = Duration::from_micros(250);
 const NAPS: u32 = 200;
 const LONG_NAP: Duration = Duration::from_millis(1);
 
-/// A core's orders not yet taken; a port has two lanes on it and at most one order out for each.
+/// A core's orders not yet taken; a port has two lanes and at most one order out for each.
 const MAILBOX: usize = 256;
 
 /// Orders taken between two rounds: whoever sends more, the lanes have their turns in between.

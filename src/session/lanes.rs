@@ -300,7 +300,7 @@ impl PortLanes {
             let built = self.built[2 * pair].as_ref();
             built.is_some_and(|plan| plan.enabled) && self.faults[2 * pair].is_none()
         };
-        (0..self.pairs.min(self.built.len() / 2)).filter(is_open).collect()
+        (0..self.built.len() / 2).filter(is_open).collect()
     }
 
     /// In which lanes the VF's receive queues are to be, now that these are open; `None`: as they are.
