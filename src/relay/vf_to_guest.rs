@@ -410,14 +410,14 @@ impl<Q: RxQueue> Lane for VfToGuest<Q> {
     fn turn(&mut self, turn: &Turn<'_>) -> usize {
         let mut next = self.next_queue;
         let moved = spend(&mut next, self.sources.len(), |queue| {
-            if !self.turnover.is_under_way() {
-                return self.relay(queue, turn);
-            }
-            let number = self.sources[queue].number;
-            if !self.turnover.permits(number) {
+            let (under_way, number) = (self.turnover.is_under_way(), self.sources[queue].number);
+            if under_way && !self.turnover.permits(number) {
                 return 0;
             }
             let n = self.relay(queue, turn);
+            if !under_way {
+                return n;
+            }
             let empty = n == 0 && self.sources[queue].held.is_empty();
             // Others may be read now: that is work, too.
             n + usize::from(self.turnover.was_read(number, n, empty))
