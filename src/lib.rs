@@ -31,7 +31,8 @@
 //! ## Lanes
 //!
 //! A [`relay::Lane`] is the unit of work and of scheduling: one direction of one port, with the rings and VF
-//! queues of that direction. Each ring and each queue has exactly one owner at any time. A lane moves by value,
+//! queues of that direction, or its share of them where a port has several queue pairs and cores. Each ring and each
+//! queue has exactly one owner at any time. A lane moves by value,
 //! as a `Box`, through the core's [`relay::Mailbox`]: *holding the box is the right to touch what is in it*. So
 //! the core needs no lock, and the port's thread knows that nobody looks when it has its lanes home:
 //!

@@ -8,16 +8,18 @@ mod tries;
 mod wire;
 
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::process;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arrayvec::ArrayVec;
 use virtio_forwarder::error::Error;
+use virtio_forwarder::guest::{Gpa, GuestMemory, RegionSpec, UserAddr};
 use virtio_forwarder::ring::{BURST, Gather};
 use virtio_forwarder::vf::eal::{Eal, EalConfig};
 use virtio_forwarder::vf::ethdev::{EthdevRx, EthdevTx, RxMbuf};
-use virtio_forwarder::vf::{Queues, RxPacket, RxQueue, TxOffload, TxPacket, TxQueue, Vf, VfConfig};
+use virtio_forwarder::vf::{Lendable, Queues, RxPacket, RxQueue, TxOffload, TxPacket, TxQueue, Vf, VfConfig};
 
 use tries::{once_of_several, quicker};
 use wire::{EXPERIMENTAL, IPV4, Wire, frame, ip, readable, resources, up};
@@ -340,17 +342,17 @@ fn tap_offloads(tap: &str) {
     let wire = Wire::open(tap, IPV4);
     assert!(device.vf.caps().tx_checksum && device.vf.caps().rx_checksum);
 
-    let mut send = |frame: &[u8], offload: TxOffload| {
-        let mut packet = device.tx[0].copy(&mut &*frame).unwrap();
+    let send = |queue: &mut EthdevTx, frame: &[u8], offload: TxOffload| {
+        let mut packet = queue.copy(&mut &*frame).unwrap();
         packet.set_offload(&offload);
         let mut burst = ArrayVec::from_iter([packet]);
-        assert_eq!(device.tx[0].send(&mut burst, &mut 0), 1);
+        assert_eq!(queue.send(&mut burst, &mut 0), 1);
     };
     for udp in [true, false] {
         let offload = TxOffload { checksum: true, udp, l2_len: 14, l3_len: 20, ..TxOffload::default() };
         let mut sent = ipv4(udp, 777);
         assert!(!valid(&sent));
-        send(&sent, offload);
+        send(&mut device.tx[0], &sent, offload);
         let got = wire.receive(PATIENCE).unwrap();
         assert!(valid(&got));
         // Nothing but the checksum changed.
@@ -359,10 +361,38 @@ fn tap_offloads(tap: &str) {
         assert_eq!(got, sent);
     }
 
+    // The same, with all but the first bytes where they lie. What is dropped unsent is not among what came back, and
+    // leaves nothing behind: more of them than there are mbufs.
+    let udp = ipv4(true, 777);
+    let offload = TxOffload { checksum: true, udp: true, l2_len: 14, l3_len: 20, ..TxOffload::default() };
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(4096).unwrap();
+    file.write_all_at(&udp, 0).unwrap();
+    let region = RegionSpec { gpa: Gpa(0), size: 4096, user: UserAddr(0), offset: 0 };
+    let memory = GuestMemory::empty().replaced(vec![(region, file)]).unwrap();
+    let lendable = Lendable::all(Arc::clone(&memory));
+    let rest = memory.translate(Gpa(256), udp.len() as u64 - 256).unwrap();
+    let queue = &mut device.tx[0];
+    assert!(queue.takes_heads());
+    for round in 1..=5000 {
+        drop(queue.lend_behind(&udp[..256], rest, &lendable).expect("an mbuf and a shell"));
+        if round % 50 == 0 {
+            let mut packet = queue.lend_behind(&udp[..256], rest, &lendable).expect("an mbuf and a shell");
+            assert_eq!((packet.len(), packet.head().len()), (udp.len(), 256));
+            packet.set_offload(&offload);
+            let mut burst = ArrayVec::from_iter([packet]);
+            assert_eq!(queue.send(&mut burst, &mut 0), 1);
+            assert_eq!((queue.lent(), queue.returned()), (round / 50, round / 50));
+            let got = wire.receive(PATIENCE).unwrap();
+            assert!(valid(&got) && got[42..] == udp[42..]);
+        }
+    }
+    queue.forget_memories();
+
     // 30 kB in one frame: a chain of mbufs, cut into segments.
     let sent = ipv4(false, 30_000);
     let tso = TxOffload { checksum: true, segment: 1400, l2_len: 14, l3_len: 20, l4_len: 20, ..TxOffload::default() };
-    send(&sent, tso);
+    send(&mut device.tx[0], &sent, tso);
     let mut payload = Vec::new();
     let mut segments = 0;
     while payload.len() < 30_000 {

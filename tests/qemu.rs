@@ -36,9 +36,14 @@ struct Lab {
 impl Lab {
     /// A port on a tap. `None`, after the reason was printed, where none can be made.
     fn new(queues: usize, client: bool) -> Option<Lab> {
+        Lab::of(Options::default(), queues, client)
+    }
+
+    fn of(options: Options, queues: usize, client: bool) -> Option<Lab> {
         let tap = format!("vfq{}", std::process::id());
         let vf = format!("vdev:net_tap0,iface={tap}");
-        Lab::with(Attach { id: "qemu".into(), socket: "".into(), client, vf, queues, mtu: None }, tap, false)
+        let attach = Attach { id: "qemu".into(), socket: "".into(), client, vf, queues, mtu: None };
+        Lab::with(options, attach, tap, false)
     }
 
     /// A port on one end of a veth pair, for what DPDK's tap driver cannot: frames beyond 1518 bytes.
@@ -50,15 +55,15 @@ impl Lab {
         }
         let vf = format!("vdev:net_af_packet0,iface={far},framesz=10240,blocksz=40960,framecnt=256");
         let attach = Attach { id: "qemu".into(), socket: "".into(), client: false, vf, queues: 1, mtu: Some(mtu) };
-        Lab::with(attach, near, true)
+        Lab::with(Options::default(), attach, near, true)
     }
 
-    fn with(mut attach: Attach, interface: String, veth: bool) -> Option<Lab> {
+    fn with(options: Options, mut attach: Attach, interface: String, veth: bool) -> Option<Lab> {
         if !rustix::process::geteuid().is_root() {
             println!("SKIPPED qemu: needs root, for network interfaces");
             return None;
         }
-        let daemon = Daemon::with(Options::default());
+        let daemon = Daemon::with(options);
         attach.socket = daemon.socket("qemu.sock");
         let lab = Lab { daemon, attach, interface, veth };
         lab.attach();
@@ -280,19 +285,26 @@ fn jumbo_frames() {
 
 #[test]
 fn four_queue_pairs_in_use() {
-    four_queue_pairs(vec![]);
+    four_queue_pairs(Options::default(), vec![]);
+}
+
+/// Two of them on each.
+#[test]
+fn four_queue_pairs_in_use_on_two_cores() {
+    four_queue_pairs(Options { cores: Some("0-1"), ..Options::default() }, vec![]);
 }
 
 #[test]
 fn four_pairs_of_packed_rings_in_use() {
-    four_queue_pairs(packed());
+    four_queue_pairs(Options::default(), packed());
 }
 
-fn four_queue_pairs(device: Vec<String>) {
+fn four_queue_pairs(options: Options, device: Vec<String>) {
     const FLOWS: u16 = 64;
     const PER_FLOW: u16 = 4;
     const PER_CPU: u64 = 16;
-    let Some(lab) = Lab::new(4, false) else { return };
+    let lanes = if options.cores.is_some() { 2 } else { 1 };
+    let Some(lab) = Lab::of(options, 4, false) else { return };
     let is_packed = device == packed();
     let mut vm = Vm::boot(VmConfig { vcpus: 4, device, ..lab.config() }).unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(negotiated(&mut vm, RING_PACKED), is_packed);
@@ -328,6 +340,12 @@ fn four_queue_pairs(device: Vec<String>) {
     assert_eq!(count(&mut vm) - unheard_before, expected);
     let used: Vec<u64> = packets_by_queue(&mut vm, "rx").iter().zip(&before).map(|(now, was)| now - was).collect();
     assert!(used.iter().all(|&packets| packets > 0), "rx queues: {used:?}");
+    let stats = lab.daemon.call("stats", serde_json::json!({"id": "qemu"})).expect("stats");
+    for direction in ["guest_to_vf", "vf_to_guest"] {
+        let each = stats["ports"][0]["lanes"][direction].as_array().expect("lanes");
+        let packets: Vec<_> = each.iter().map(|lane| lane["packets"].as_u64().expect("a number")).collect();
+        assert!(packets.len() == lanes && packets.iter().all(|packets| *packets > 0), "{direction}: {packets:?}");
+    }
 }
 
 #[test]

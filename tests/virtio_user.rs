@@ -4,7 +4,7 @@ mod support;
 
 use std::path::Path;
 
-use support::daemon::{Attach, Daemon, Lanes};
+use support::daemon::{Attach, Daemon, Lanes, Options};
 use support::frame::Frame;
 use support::testpmd::{PortStats, Testpmd, VirtioUser};
 use support::{skip, until};
@@ -27,8 +27,12 @@ struct Pair {
 
 impl Pair {
     fn start(vf: &str, device: &VirtioUser, args: &[&str]) -> Option<Self> {
+        Self::with(Options::default(), vf, device, args)
+    }
+
+    fn with(options: Options, vf: &str, device: &VirtioUser, args: &[&str]) -> Option<Self> {
         support::program("dpdk-testpmd")?;
-        let daemon = Daemon::start();
+        let daemon = Daemon::with(options);
         let socket = daemon.socket("port.sock");
         daemon.attach_as(&Attach {
             id: "port".into(),
@@ -80,6 +84,11 @@ fn circles(vf: &str, device: &VirtioUser) {
     let Some(mut pair) = Pair::start(vf, device, &["--forward-mode=io"]) else {
         skip!("virtio_user", "no dpdk-testpmd");
     };
+    circle(&mut pair, device);
+    pair.end();
+}
+
+fn circle(pair: &mut Pair, device: &VirtioUser) {
     // 64 frames a queue circulate: fewer than any ring here holds, so none may be dropped.
     pair.testpmd.command("start tx_first 2");
     until("frames circle", || pair.lanes().vf_to_guest.packets > 20 * 64 * device.queues as u64);
@@ -99,7 +108,6 @@ fn circles(vf: &str, device: &VirtioUser) {
     assert_eq!(lanes.vf_to_guest.bytes, received.rx_bytes, "{device:?} {lanes:?}");
     assert_eq!(lanes.guest_to_vf.dropped.total(), 0, "{device:?} {lanes:?}");
     assert_eq!(lanes.vf_to_guest.dropped.total(), 0, "{device:?} {lanes:?}");
-    pair.end();
 }
 
 fn matrix(queues: usize) {
@@ -161,6 +169,33 @@ fn three_queue_pairs() {
 #[test]
 fn four_queue_pairs() {
     matrix(4);
+}
+
+/// Each core has two pairs, and moves what is theirs.
+#[test]
+fn four_queue_pairs_on_two_cores() {
+    for vf in LOOPS {
+        for (packed, in_order) in [(false, true), (true, false)] {
+            let device = VirtioUser { queues: 4, packed, in_order, ..VirtioUser::default() };
+            let options = Options { cores: Some("0-1"), ..Options::default() };
+            let Some(mut pair) = Pair::with(options, vf, &device, &["--forward-mode=io"]) else {
+                skip!("four_queue_pairs_on_two_cores", "no dpdk-testpmd");
+            };
+            circle(&mut pair, &device);
+            let stats = pair.daemon.call("stats", serde_json::json!({"id": "port"})).expect("stats");
+            let port = &stats["ports"][0];
+            for direction in ["guest_to_vf", "vf_to_guest"] {
+                let packets = [0, 1].map(|lane| {
+                    assert_eq!(port["lanes"][direction][lane]["cpu"], lane);
+                    port["lanes"][direction][lane]["packets"].as_u64().expect("a number")
+                });
+                // Two pairs each, in which 64 frames circle: more than once. One core is testpmd's, too.
+                assert!(packets.iter().all(|packets| *packets > 2 * 64), "{vf} {device:?} {direction} {packets:?}");
+                assert_eq!(port[direction]["packets"], packets[0] + packets[1]);
+            }
+            pair.end();
+        }
+    }
 }
 
 #[test]

@@ -2,17 +2,24 @@
 #![cfg(feature = "dpdk")]
 
 mod support;
+#[allow(dead_code)]
+mod wire;
 
 use std::os::fd::{FromRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use support::checksum::{Ip, Tcp, l4_sum_good};
 use support::daemon::{Daemon, Options};
 use support::frame::GUEST_MAC;
+use support::frontend::feature::{CSUM, MRG_RXBUF, VERSION_1};
 use support::guest::{Guest, Plan};
 use support::memory::Region;
 use support::queue::{Desc, WRITE};
 use support::tap::{Tap, available, interface_name, ip};
+use support::tx::NetHdr;
 use support::{PATIENCE, percentile, skip, until};
+use wire::Wire;
 
 /// A port over one end of a veth; its other end has `mtu`.
 fn veth(daemon: &Daemon, name: &str, mtu: u16) -> (std::path::PathBuf, String) {
@@ -202,5 +209,99 @@ fn memory_goes_with_its_guest() {
         daemon.until_guest("port", false);
         assert_eq!(daemon.census().guest_mappings, 0, "memory of a guest that is gone");
     }
+    daemon.stop();
+}
+
+/// Asks for the checksum of TCP (16) or UDP (6).
+fn partial(tcp: &Tcp, csum_offset: u16) -> NetHdr {
+    NetHdr { flags: NetHdr::NEEDS_CSUM, csum_start: tcp.l4_start() as u16, csum_offset, ..NetHdr::default() }
+}
+
+/// Their headers are copied, for the VF is told what was found in them; the rest is sent from where it lies.
+#[test]
+fn frames_with_checksums_go_behind_copied_headers() {
+    if let Err(reason) = available() {
+        skip!("frames_with_checksums_go_behind_copied_headers", "{reason}");
+    }
+    let (daemon, interface) = (Daemon::start(), interface_name());
+    let socket = daemon.attach("port", &format!("vdev:net_tap0,iface={interface}"), 1);
+    let mut guest = Guest::connect(&socket, &Plan { features: VERSION_1 | MRG_RXBUF | CSUM, ..Plan::default() });
+    ip(&["link", "set", &interface, "up"]);
+    until("the link is up", || daemon.show("port")["vf"]["link_up"] == true);
+    let lane = || daemon.lanes("port").guest_to_vf;
+    let mut expected = 0;
+    for (version, ethertype) in [(Ip::V4, 0x0800), (Ip::V6, 0x86dd)] {
+        let wire = Wire::open(&interface, ethertype);
+        for len in [0, 100, 433, 434, 435, 600, 901, 1400] {
+            let tcp = Tcp {
+                ip: version,
+                seq: 5,
+                last_flags: Tcp::ACK,
+                payload: (0..len).map(|i| (i * i / 3 + len) as u8).collect(),
+            };
+            for (frame, offset) in [(tcp.partial(), 16), (tcp.udp_partial(), 6)] {
+                expected += u64::from(frame.len() >= 512);
+                let tx = &mut guest.pairs[0].tx;
+                assert!(tx.send_with(&partial(&tcp, offset), &frame));
+                tx.flush();
+                let mut got = wire.receive(PATIENCE).expect("the frame");
+                // The kernel's own are not from us.
+                while got[6..12] != frame[6..12] {
+                    got = wire.receive(PATIENCE).expect("the frame");
+                }
+                assert!(l4_sum_good(&got), "{version:?}, {len} bytes, offset {offset}");
+                let at = tcp.l4_start() + usize::from(offset);
+                got[at..at + 2].copy_from_slice(&frame[at..at + 2]);
+                assert!(got == frame, "{version:?}, {len} bytes, offset {offset}: more than the checksum changed");
+            }
+        }
+    }
+    assert_eq!(lane().zero_copied, expected, "those of 512 bytes or more: {:?}", lane());
+
+    // The guest changes its headers all the time: what goes out has one or the other, and is right.
+    const FRAMES: usize = 2000;
+    let tcp = Tcp { ip: Ip::V4, seq: 0, last_flags: Tcp::ACK, payload: vec![7; 1000] };
+    let frame = tcp.partial();
+    let places: Vec<u64> = (0..256).map(|head| guest.pairs[0].tx.place(head)).collect();
+    let region = guest.regions[0].clone();
+    let stop = AtomicBool::new(false);
+    let wire = Wire::open(&interface, 0x0800);
+    let seen = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for seq in (0..=u8::MAX).cycle() {
+                // The sequence number, all of it alike.
+                places.iter().for_each(|at| region.write(at + 12 + 38, &[seq; 4]));
+                if stop.load(Ordering::Relaxed) {
+                    break;
+                }
+            }
+        });
+        let tx = &mut guest.pairs[0].tx;
+        let (mut sent, mut seen) = (0, Vec::new());
+        let start = Instant::now();
+        while seen.len() < FRAMES && start.elapsed() < PATIENCE {
+            if sent < FRAMES && sent - seen.len() < 64 {
+                tx.reap();
+                sent += usize::from(tx.send_with(&partial(&tcp, 16), &frame));
+                tx.flush();
+            }
+            while let Some(got) = wire.receive(Duration::ZERO) {
+                if got.len() == frame.len() {
+                    seen.push(got);
+                }
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+        seen
+    });
+    assert_eq!(seen.len(), FRAMES);
+    assert!(seen.iter().all(|frame| l4_sum_good(frame)), "a header changed behind the checksum");
+    let mut seqs: Vec<_> = seen.iter().map(|frame| frame[38..42].to_vec()).collect();
+    seqs.dedup();
+    println!("{} changes of the headers in {FRAMES} frames", seqs.len());
+    assert!(seqs.len() > 10, "the guest did not change much");
+    assert_eq!(lane().zero_copied, expected + FRAMES as u64);
+    drop(guest);
+    daemon.detach("port");
     daemon.stop();
 }

@@ -75,7 +75,10 @@ impl Pretender {
             Asked::Give(port) => {
                 let spec = all.threads[&port].clone().unwrap();
                 let (caps, link) = (VfCaps::default(), VfLink::default());
-                Event::VfReady { port, status: VfStatus { spec, caps, queues: 1, link, xstats: vec![], read: Instant::now() } }
+                Event::VfReady {
+                    port,
+                    status: VfStatus { spec, caps, queues: 1, lanes: 1, link, xstats: vec![], read: Instant::now() },
+                }
             }
             Asked::Change(port) => Event::Changed { port, result: result() },
             Asked::Close(port) => {

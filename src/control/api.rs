@@ -93,7 +93,8 @@ pub struct Attach {
     /// Given to the VF; default: the VF's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mac: Option<Mac>,
-    /// CPUs: one for both directions, or (guest→VF, VF→guest); default: the least loaded.
+    /// CPUs: one for everything, or those of the lanes guest→VF and, behind them, of as many VF→guest; default: a lane of
+    /// each direction on as many as there are queue pairs, the least loaded first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub cores: Vec<usize>,
     /// What guests are offered; default `auto`.
@@ -321,8 +322,11 @@ pub struct PortView {
     pub mtu: u16,
     /// As asked for.
     pub mac: Option<Mac>,
-    /// CPUs of (guest→VF, VF→guest).
+    /// CPUs of the first lanes of (guest→VF, VF→guest).
     pub cores: (usize, usize),
+    /// CPUs of all its lanes, by number: lane *l* of *n* has the queue pairs that are *l* modulo *n*.
+    #[serde(default)]
+    pub lanes: LaneCpus,
     /// As asked for.
     pub offloads: Offloads,
     /// What of them guests are offered.
@@ -337,6 +341,14 @@ pub struct PortView {
     pub pending: Vec<String>,
     /// The guest's side.
     pub guest: PortStatus,
+}
+
+/// The CPU of each lane of a direction.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)] // the directions are what they are everywhere
+pub struct LaneCpus {
+    pub guest_to_vf: Vec<usize>,
+    pub vf_to_guest: Vec<usize>,
 }
 
 /// Why the frames of a direction are copied; `None`: those for which it is worth it are not.
@@ -388,10 +400,13 @@ pub struct PortStats {
     pub id: PortId,
     /// Where it is in its life.
     pub state: State,
-    /// The lane guest→VF.
+    /// guest→VF, all lanes together.
     pub guest_to_vf: LaneStats,
-    /// The lane VF→guest.
+    /// VF→guest, all lanes together.
     pub vf_to_guest: LaneStats,
+    /// Of each lane.
+    #[serde(default)]
+    pub lanes: LanesStats,
     /// The VF in place.
     pub vf: Option<VfView>,
     /// Its driver's own counters. Those of the lanes are of now; these were read a while ago.
@@ -401,10 +416,18 @@ pub struct PortStats {
     pub xstats_age_ms: Option<u64>,
 }
 
-/// Counters of a lane.
+/// Counters of each lane, by number. What lanes counted that there are no longer is in the sums only.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs)] // the directions are what they are everywhere
+pub struct LanesStats {
+    pub guest_to_vf: Vec<LaneStats>,
+    pub vf_to_guest: Vec<LaneStats>,
+}
+
+/// Counters of a lane, or of all of a direction.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LaneStats {
-    /// CPU it runs on.
+    /// CPU it runs on; of several lanes the first one's.
     pub cpu: usize,
     /// The counters.
     #[serde(flatten)]

@@ -1,6 +1,7 @@
 //! What control asks of other threads, and what they tell it.
 
 use super::PortId;
+use super::placement::Cores;
 use crate::error::{Error, Result};
 use crate::session::Offer;
 use crate::session::port::{PortPlan, PortStatus, SocketPlan, VfStatus, ZeroCopy};
@@ -45,8 +46,8 @@ pub trait Crew {
 /// Attributes of an open port that change. What is `None` stays.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PortChange {
-    /// Now: cores of (guest→VF, VF→guest), indices into the daemon's poll cores.
-    pub cores: Option<(usize, usize)>,
+    /// Now: cores of its lanes, by number.
+    pub cores: Option<Cores>,
     /// Now: whether frames may be moved without a copy.
     pub zero_copy: Option<ZeroCopy>,
     /// Now, of the VF in place (without one there is nothing to do).

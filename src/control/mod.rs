@@ -34,7 +34,7 @@ pub use crew::{Crew, Event, PortChange};
 pub use daemon_info::DaemonInfo;
 pub use failure::Failure;
 pub use inbox::{EventSender, Inbox, PortSender};
-pub use placement::Placement;
+pub use placement::{Cores, Placement};
 pub use policy::{PciRule, Policy, SocketDir, StandIn, VdevRule};
 pub use port_id::PortId;
 pub use port_spec::{PortSpec, SocketDefaults};

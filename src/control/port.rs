@@ -13,11 +13,13 @@ use std::time::{Duration, Instant};
 
 use tracing::{error, info, warn};
 
-use super::api::{Copies, PortStats, PortView, State, VfView};
+use super::api::{Copies, LaneCpus, LanesStats, PortStats, PortView, State, VfView};
 use super::crew::{Crew, Event, PortChange};
+use super::placement::Cores;
 use super::policy::Policy;
 use super::{PortId, PortSpec, stats};
 use crate::error::Error;
+use crate::relay::MAX_PAIRS;
 use crate::session::Offer;
 use crate::session::port::{PortCounters, PortPlan, PortStatus, VfStatus, ZeroCopy};
 use crate::vf::{VfCaps, VfSpec};
@@ -63,9 +65,9 @@ pub(super) struct Port<V> {
     /// Of `spec`, what the guest of the moment sees: differs in attributes that are pending.
     in_force: PortSpec,
     /// A change the thread has been asked for: the spec when it succeeds, with the cores and the offer.
-    pub changing: Option<(PortSpec, (usize, usize), Offer)>,
-    /// Indices of the cores of (guest→VF, VF→guest).
-    pub cores: (usize, usize),
+    pub changing: Option<(PortSpec, Cores, Offer)>,
+    /// The cores of its lanes, as placed: the VF may have queues for fewer.
+    pub cores: Cores,
     counters: PortCounters,
     offer: Offer,
     /// What the offer was resolved with; kept, so that it stays what it is when the VF is replaced.
@@ -90,14 +92,14 @@ pub(super) struct Port<V> {
 }
 
 impl<V> Port<V> {
-    /// Nothing is asked of the crew before the first [`Self::step`].
-    pub fn new(serial: u64, spec: PortSpec, cores: (usize, usize)) -> Self {
+    /// Nothing is asked of the crew before the first [`Self::step`]. Of so many cores each may get a lane some day.
+    pub fn new(serial: u64, spec: PortSpec, cores: Cores, poll_cores: usize) -> Self {
         Self {
             serial,
             in_force: spec.clone(),
             changing: None,
             cores,
-            counters: PortCounters::default(),
+            counters: PortCounters::new(poll_cores.clamp(1, MAX_PAIRS)),
             offer: spec.offer(None),
             offer_caps: None,
             caps: None,
@@ -133,7 +135,7 @@ impl<V> Port<V> {
                     id: id.to_string(),
                     socket: self.spec.socket_plan(),
                     offer: self.offer,
-                    cores: self.cores,
+                    cores: self.cores.clone(),
                     zero_copy: self.spec.zero_copy,
                     guest_memory: policy.guest_memory,
                     counters: self.counters.clone(),
@@ -287,14 +289,14 @@ impl<V> Port<V> {
     }
 
     /// What to ask of the thread so that the port becomes `wanted`, of the same identity.
-    pub fn change_to(&mut self, wanted: &PortSpec, cores: (usize, usize)) -> (PortChange, Offer) {
+    pub fn change_to(&mut self, wanted: &PortSpec, cores: &Cores) -> (PortChange, Offer) {
         let caps = if wanted.offloads == self.spec.offloads { self.offer_caps.as_ref() } else { self.caps.as_ref() };
         let offer = wanted.offer(caps);
         let deferred = |from: &PortSpec| !from.deferred_differences(wanted).is_empty();
         let deferred = deferred(&self.spec) || deferred(&self.in_force);
         self.anew |= deferred;
         let change = PortChange {
-            cores: (cores != self.cores).then_some(cores),
+            cores: (*cores != self.cores).then(|| cores.clone()),
             zero_copy: (wanted.zero_copy != self.spec.zero_copy).then_some(wanted.zero_copy),
             mac: wanted.mac.filter(|_| wanted.mac != self.spec.mac),
             socket: (wanted.socket_plan() != self.spec.socket_plan()).then(|| wanted.socket_plan()),
@@ -344,9 +346,16 @@ impl<V> Port<V> {
         }
     }
 
-    /// The CPU of each direction, of the daemon's poll cores.
-    fn cpus(&self, cpus: &[usize]) -> (usize, usize) {
-        (cpus[self.cores.0], cpus[self.cores.1])
+    /// The cores of the lanes that there are; of all that may be, while there is no VF.
+    pub fn lanes(&self) -> &[(usize, usize)] {
+        let lanes = self.vf_status().map_or(usize::MAX, |status| status.lanes);
+        &self.cores[..lanes.min(self.cores.len())]
+    }
+
+    /// The CPUs of its lanes, of the daemon's poll cores.
+    fn cpus(&self, cpus: &[usize]) -> LaneCpus {
+        let (guest_to_vf, vf_to_guest) = self.lanes().iter().map(|(a, b)| (cpus[*a], cpus[*b])).unzip();
+        LaneCpus { guest_to_vf, vf_to_guest }
     }
 
     fn vf_status(&self) -> Option<&VfStatus> {
@@ -389,7 +398,8 @@ impl<V> Port<V> {
             queue_pairs: self.spec.queue_pairs,
             mtu: self.spec.mtu,
             mac: self.spec.mac,
-            cores: self.cpus(cpus),
+            cores: (cpus[self.cores[0].0], cpus[self.cores[0].1]),
+            lanes: self.cpus(cpus),
             offloads: self.spec.offloads.clone(),
             offered: self.offer.offloads(),
             zero_copy: self.spec.zero_copy,
@@ -401,12 +411,17 @@ impl<V> Port<V> {
 
     /// Its counters, for clients.
     pub fn stats(&self, cpus: &[usize], now: Instant) -> PortStats {
-        let (guest_to_vf, vf_to_guest) = self.cpus(cpus);
+        let LaneCpus { guest_to_vf, vf_to_guest } = self.cpus(cpus);
+        let (to_vf, to_guest) = (&self.counters.guest_to_vf, &self.counters.vf_to_guest);
         PortStats {
             id: self.spec.id.clone(),
             state: self.state(),
-            guest_to_vf: stats::lane(guest_to_vf, &self.counters.guest_to_vf),
-            vf_to_guest: stats::lane(vf_to_guest, &self.counters.vf_to_guest),
+            guest_to_vf: stats::all_lanes(guest_to_vf[0], to_vf),
+            vf_to_guest: stats::all_lanes(vf_to_guest[0], to_guest),
+            lanes: LanesStats {
+                guest_to_vf: stats::each_lane(&guest_to_vf, to_vf),
+                vf_to_guest: stats::each_lane(&vf_to_guest, to_guest),
+            },
             vf: self.vf_view(),
             xstats: self.vf_status().map(|status| status.xstats.iter().cloned().collect()).unwrap_or_default(),
             xstats_age_ms: self.vf_status().map(|status| now.duration_since(status.read).as_millis() as u64),

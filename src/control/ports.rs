@@ -14,6 +14,7 @@ use serde_json::{Map, Value};
 use tracing::{error, info, warn};
 
 use super::api::{Attach, Attached, Detached, Method, PortList, Selector, Stats, StatsQuery, Sync, Synced};
+use super::placement::Cores;
 use super::policy::INTERFACE_CLAIM;
 use super::port::Port;
 use super::rpc::RpcError;
@@ -176,14 +177,14 @@ impl<C: Crew> Ports<C> {
             }
             Method::Show(selector) => self.show(&selector),
             Method::Stats(query) => self.stats(&query, now),
-            Method::Info => value(&self.info.view(now, &self.lanes(), self.ports.len(), self.policy.view())),
+            Method::Info => value(&self.info.view(now, &self.lanes(usize::MAX), self.ports.len(), self.policy.view())),
         })
     }
 
     fn attach(&mut self, request: &Attach) -> Decision {
         let spec = match PortSpec::new(request, &self.policy, &self.defaults)
             // Cores are chosen when the port starts; wrong ones are refused before anything is taken down.
-            .and_then(|spec| self.place(&spec).map(|_| spec))
+            .and_then(|spec| self.place(&spec, &[]).map(|_| spec))
         {
             Ok(spec) => spec,
             Err(error) => return Decision::Answer(Err(error.into())),
@@ -191,17 +192,19 @@ impl<C: Crew> Ports<C> {
         Decision::Wait(Wait::Attach { spec: Box::new(spec), takeover: request.takeover, taken_from: vec![] })
     }
 
-    fn place(&self, spec: &PortSpec) -> Result<(usize, usize), Error> {
-        let lanes = self.lanes();
-        Placement { cpus: &self.info.cpus, lanes: &lanes }.place(&spec.cores)
+    /// Cores for a port that has those of `now`.
+    fn place(&self, spec: &PortSpec, now: &[(usize, usize)]) -> Result<Cores, Error> {
+        let (lanes, first) = (self.lanes(usize::MAX), self.lanes(1));
+        let placement = Placement { cpus: &self.info.cpus, lanes: &lanes, first: &first };
+        placement.place(&spec.cores, spec.queue_pairs.into(), now)
     }
 
-    /// Lanes on each core.
-    fn lanes(&self) -> Vec<usize> {
+    /// Lanes on each core, of the first so many of each port's.
+    fn lanes(&self, first: usize) -> Vec<usize> {
         let mut lanes = vec![0; self.info.cpus.len()];
-        for port in self.ports.values() {
-            lanes[port.cores.0] += 1;
-            lanes[port.cores.1] += 1;
+        for (guest_to_vf, vf_to_guest) in self.ports.values().flat_map(|port| port.lanes().iter().take(first)) {
+            lanes[*guest_to_vf] += 1;
+            lanes[*vf_to_guest] += 1;
         }
         lanes
     }
@@ -267,7 +270,7 @@ impl<C: Crew> Ports<C> {
         if !to_take_down.is_empty() {
             return wait(spec, taken_from);
         }
-        let cores = match self.place(&spec) {
+        let cores = match self.place(&spec, &[]) {
             Ok(cores) => cores,
             Err(error) => return Decision::Answer(Err(error.into())),
         };
@@ -275,28 +278,25 @@ impl<C: Crew> Ports<C> {
         self.next_serial += 1;
         info!(port = %spec.id, "attaching");
         let id = spec.id.clone();
-        self.ports.insert(id, Port::new(serial, *spec, cores));
+        self.ports.insert(id, Port::new(serial, *spec, cores, self.info.cpus.len()));
         self.moved = true;
         Decision::Wait(Wait::Up { serial, taken_from })
     }
 
     /// An attach of a port that is there: nothing, or its attributes.
     fn change(&mut self, spec: PortSpec) -> Decision {
-        let same_place = {
-            let port = &self.ports[&spec.id];
-            spec.cores.is_empty() || spec.cores == port.spec.cores
-        };
-        let place = self.place(&spec);
+        let place = self.place(&spec, &self.ports[&spec.id].cores);
         let port = self.ports.get_mut(&spec.id).expect("just found");
         if !port.spec.attributes_differ(&spec) {
             return Decision::Answer(attached(port, &self.info.cpus, false, vec![]));
         }
         let cores = match place {
-            _ if same_place => port.cores,
+            // Not even others that would be less loaded now.
+            _ if spec.cores.is_empty() && spec.queue_pairs == port.spec.queue_pairs => port.cores.clone(),
             Ok(cores) => cores,
             Err(error) => return Decision::Answer(Err(error.into())),
         };
-        let (change, offer) = port.change_to(&spec, cores);
+        let (change, offer) = port.change_to(&spec, &cores);
         info!(port = %spec.id, ?change, "changes");
         let nothing = change == Default::default();
         let id = spec.id.clone();

@@ -1,11 +1,16 @@
 //! Counters and VF state as clients see them.
 
 use super::api::{LaneStats, VfView};
-use crate::relay::LaneCounters;
+use crate::relay::DirectionCounters;
 use crate::session::port::VfStatus;
 
-pub(super) fn lane(cpu: usize, counters: &LaneCounters) -> LaneStats {
+pub(super) fn all_lanes(cpu: usize, counters: &DirectionCounters) -> LaneStats {
     LaneStats { cpu, counters: counters.snapshot() }
+}
+
+pub(super) fn each_lane(cpus: &[usize], counters: &DirectionCounters) -> Vec<LaneStats> {
+    let lane = |(lane, cpu): (usize, &usize)| LaneStats { cpu: *cpu, counters: counters.lane(lane).snapshot() };
+    cpus.iter().enumerate().map(lane).collect()
 }
 
 pub(super) fn vf_view(status: &VfStatus) -> VfView {

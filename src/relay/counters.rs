@@ -1,5 +1,7 @@
 //! Single-writer counters of a lane: the core that has the lane writes, anyone reads.
 
+use std::ops::AddAssign;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
@@ -138,6 +140,52 @@ impl LaneCounters {
     }
 }
 
+/// Counters of the lanes of one direction of a port, by lane.
+#[derive(Clone, Debug)]
+pub struct DirectionCounters(Vec<Arc<LaneCounters>>);
+
+impl DirectionCounters {
+    /// Of at most so many lanes.
+    pub fn new(lanes: usize) -> Self {
+        Self((0..lanes).map(|_| Arc::default()).collect())
+    }
+
+    /// Those of a lane.
+    pub fn lane(&self, lane: usize) -> &Arc<LaneCounters> {
+        &self.0[lane]
+    }
+
+    /// Most lanes.
+    pub fn lanes(&self) -> usize {
+        self.0.len()
+    }
+
+    /// All lanes together.
+    pub fn snapshot(&self) -> LaneSnapshot {
+        self.0.iter().fold(LaneSnapshot::default(), |mut all, lane| {
+            all += &lane.snapshot();
+            all
+        })
+    }
+
+    /// As [`LaneCounters::quarantined`].
+    pub fn quarantined(&self) -> u64 {
+        self.0.iter().map(|lane| lane.quarantined()).sum()
+    }
+
+    /// As [`LaneCounters::out_and_back`], by lane.
+    pub fn out_and_back(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        self.0.iter().map(|lane| lane.out_and_back())
+    }
+}
+
+/// Of one lane.
+impl Default for DirectionCounters {
+    fn default() -> Self {
+        Self::new(1)
+    }
+}
+
 /// A lane's counters at a moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LaneSnapshot {
@@ -167,6 +215,21 @@ pub struct LaneSnapshot {
     pub kicks_blocked: u64,
 }
 
+impl AddAssign<&Self> for LaneSnapshot {
+    fn add_assign(&mut self, other: &Self) {
+        self.packets += other.packets;
+        self.bytes += other.bytes;
+        self.bursts += other.bursts;
+        self.zero_copied += other.zero_copied;
+        self.completions.0.iter_mut().zip(other.completions.0).for_each(|(ours, theirs)| *ours += theirs);
+        self.slowest_completion_us = self.slowest_completion_us.max(other.slowest_completion_us);
+        self.dropped += &other.dropped;
+        self.kicks_sent += other.kicks_sent;
+        self.kicks_suppressed += other.kicks_suppressed;
+        self.kicks_blocked += other.kicks_blocked;
+    }
+}
+
 /// Dropped frames by [`Cause`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs)] // the causes are documented once, at `Cause`
@@ -177,6 +240,17 @@ pub struct Dropped {
     pub disabled: u64,
     pub malformed: u64,
     pub oversize: u64,
+}
+
+impl AddAssign<&Self> for Dropped {
+    fn add_assign(&mut self, other: &Self) {
+        self.guest_ring_empty += other.guest_ring_empty;
+        self.vf_full += other.vf_full;
+        self.not_ready += other.not_ready;
+        self.disabled += other.disabled;
+        self.malformed += other.malformed;
+        self.oversize += other.oversize;
+    }
 }
 
 impl Dropped {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::counters::LaneCounters;
 use super::doorbell::{Blocked, Doorbell};
-use super::lane::{Lane, LaneId, RingPlan, Trigger, Turn, spend};
+use super::lane::{Lane, LaneId, Moving, RingPlan, Trigger, Turn, spend};
 use super::tx_seat::TxSeat;
 use crate::error::Result;
 use crate::ring::{RingFault, TxRing};
@@ -21,20 +21,26 @@ const RETURN: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub struct GuestToVf<Q: TxQueue> {
     id: LaneId,
-    /// One per queue pair.
+    /// Of the rings that are in, by queue pair.
     pub(super) slots: Vec<TxSlot<Q::Packet>>,
-    /// The pair that the next turn begins with.
-    next_pair: usize,
-    /// The VF's transmit queues; pair *n* sends on queue *n* modulo their number.
+    /// The slot that the next turn begins with.
+    next_slot: usize,
+    /// Those of the VF's transmit queues that are this lane's, and their numbers.
     pub(super) queues: Vec<Q>,
+    numbers: Vec<u16>,
+    /// How many the VF has; pair *n* sends on queue *n* modulo that.
+    vf_queues: usize,
     /// The VF is there and its link is up.
     pub(super) ready: Arc<AtomicBool>,
     pub(super) counters: Arc<LaneCounters>,
 }
 
-/// A queue pair's place in the lane.
+/// A ring's place in the lane.
 #[derive(Debug)]
 pub(super) struct TxSlot<P> {
+    pair: usize,
+    /// Where its VF queue is in [`GuestToVf::queues`].
+    pub(super) queue: usize,
     pub(super) seat: Option<TxSeat<P>>,
     /// Why the ring was taken off the core's list.
     fault: Option<(RingFault, TxRing, Doorbell)>,
@@ -52,42 +58,41 @@ impl<P: TxPacket> TxSlot<P> {
 }
 
 impl<Q: TxQueue> GuestToVf<Q> {
-    /// A lane of `pairs` queue pairs without rings. `ready` says whether the VF can send.
+    /// A lane of `pairs` queue pairs, with all of a VF's queues, without rings. `ready` says whether the VF can send.
     pub fn new(id: LaneId, pairs: usize, queues: Vec<Q>, ready: Arc<AtomicBool>, counters: Arc<LaneCounters>) -> Self {
         assert!(!queues.is_empty(), "a VF has at least one transmit queue");
-        let slots = (0..pairs).map(|_| TxSlot { seat: None, fault: None }).collect();
-        Self { id, slots, next_pair: 0, queues, ready, counters }
+        let vf_queues = queues.len();
+        let numbers = (0..vf_queues as u16).collect();
+        let slots = Vec::with_capacity(pairs);
+        Self { id, slots, next_slot: 0, queues, numbers, vf_queues, ready, counters }
     }
 
     /// Takes a ring that lies off the core's list and tells its front end. Returns the work that was.
     #[cold]
-    pub(super) fn quarantine(&mut self, pair: usize, fault: RingFault, turn: &Turn<'_>) -> usize {
-        let slot = &mut self.slots[pair];
+    pub(super) fn quarantine(&mut self, place: usize, fault: RingFault, turn: &Turn<'_>) -> usize {
+        let slot = &mut self.slots[place];
         slot.stop(fault, &self.counters);
         let silent = fault == RingFault::CallBlocks;
         if silent || slot.fault.as_ref().is_some_and(|(_, _, doorbell)| doorbell.err(turn.mark) == Err(Blocked)) {
-            self.silence(pair);
+            self.silence(place);
         }
         1
     }
 
     /// A notification of this ring blocked: what the front end did once it can do with every fd, each time for
     /// as long as the watchdog waits. So nothing is signalled any more: all rings stop.
-    fn silence(&mut self, pair: usize) {
+    fn silence(&mut self, place: usize) {
         self.counters.blocked();
         for slot in &mut self.slots {
             slot.stop(RingFault::CallBlocks, &self.counters);
         }
-        if let Some((fault, ..)) = &mut self.slots[pair].fault {
+        if let Some((fault, ..)) = &mut self.slots[place].fault {
             *fault = RingFault::CallBlocks;
         }
     }
 
-    /// The queue that a pair sends on.
-    #[inline]
-    pub(super) fn queue_of(&self, pair: usize) -> usize {
-        // A division takes longer than all else that an idle ring costs.
-        if pair < self.queues.len() { pair } else { pair % self.queues.len() }
+    fn slot(&self, pair: usize) -> Option<usize> {
+        self.slots.iter().position(|slot| slot.pair == pair)
     }
 
     fn seats(&self) -> impl Iterator<Item = &TxSeat<Q::Packet>> {
@@ -105,18 +110,18 @@ impl<Q: TxQueue> Lane for GuestToVf<Q> {
     }
 
     fn turn(&mut self, turn: &Turn<'_>) -> usize {
-        let mut next = self.next_pair;
-        let moved = spend(&mut next, self.slots.len(), |pair| self.relay(pair, turn));
-        self.next_pair = next;
+        let mut next = self.next_slot;
+        let moved = spend(&mut next, self.slots.len(), |place| self.relay(place, turn));
+        self.next_slot = next;
         moved
     }
 
     fn settle(&mut self, turn: &Turn<'_>) {
-        for pair in 0..self.slots.len() {
-            let Some(seat) = &mut self.slots[pair].seat else { continue };
+        for place in 0..self.slots.len() {
+            let Some(seat) = &mut self.slots[place].seat else { continue };
             seat.ring.disable_kicks();
             if seat.doorbell.call(turn.mark) == Err(Blocked) {
-                self.quarantine(pair, RingFault::CallBlocks, turn);
+                self.quarantine(place, RingFault::CallBlocks, turn);
             }
         }
     }
@@ -146,7 +151,13 @@ impl<Q: TxQueue> Lane for GuestToVf<Q> {
     }
 
     fn insert_ring(&mut self, pair: usize, plan: RingPlan) -> Result<()> {
-        self.slots[pair] = TxSlot { seat: Some(TxSeat::new(plan)?), fault: None };
+        let seat = Some(TxSeat::new(plan)?);
+        let number = (pair % self.vf_queues) as u16;
+        let queue = self.numbers.iter().position(|ours| *ours == number).expect("the pair's VF queue is in its lane");
+        self.slots.retain(|slot| slot.pair != pair);
+        let at = self.slots.partition_point(|slot| slot.pair < pair);
+        self.slots.insert(at, TxSlot { pair, queue, seat, fault: None });
+        self.next_slot = 0;
         Ok(())
     }
 
@@ -166,12 +177,12 @@ impl<Q: TxQueue> Lane for GuestToVf<Q> {
     }
 
     fn remove_ring(&mut self, pair: usize) -> Option<u16> {
-        let slot = std::mem::replace(&mut self.slots[pair], TxSlot { seat: None, fault: None });
-        let queue = self.queue_of(pair);
+        let slot = self.slots.remove(self.slot(pair)?);
+        self.next_slot = 0;
         // What was staged was not accepted by the VF: its chains are not completed, the guest's next
         // start begins with them again.
         let position = match slot {
-            TxSlot { seat: Some(mut seat), .. } => {
+            TxSlot { seat: Some(mut seat), queue, .. } => {
                 seat.collect(&mut self.queues[queue], Instant::now(), &self.counters);
                 Some(seat.close(&self.counters).0.position())
             }
@@ -186,7 +197,26 @@ impl<Q: TxQueue> Lane for GuestToVf<Q> {
     }
 
     fn fault(&self, pair: usize) -> Option<RingFault> {
-        self.slots[pair].fault.as_ref().map(|(fault, ..)| *fault)
+        self.slots[self.slot(pair)?].fault.as_ref().map(|(fault, ..)| *fault)
+    }
+
+    fn sibling(&self, id: LaneId, counters: Arc<LaneCounters>) -> Option<Box<dyn Lane>> {
+        let (ready, vf_queues) = (self.ready.clone(), self.vf_queues);
+        let (slots, queues, numbers) = (Vec::with_capacity(self.slots.capacity()), Vec::<Q>::new(), Vec::new());
+        Some(Box::new(Self { id, slots, next_slot: 0, queues, numbers, vf_queues, ready, counters }))
+    }
+
+    fn release_queue(&mut self, queue: u16) -> Option<Moving> {
+        assert!(self.slots.is_empty(), "rings send on the queues that their lane has");
+        let at = self.numbers.iter().position(|ours| *ours == queue)?;
+        self.numbers.remove(at);
+        Some(Box::new(self.queues.remove(at)))
+    }
+
+    fn adopt_queue(&mut self, queue: u16, moving: Moving) {
+        let Ok(moving) = moving.downcast::<Q>() else { unreachable!("the lanes of a port have one kind of queue") };
+        self.numbers.push(queue);
+        self.queues.push(*moving);
     }
 
     fn discard(&mut self) {

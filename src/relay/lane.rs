@@ -13,12 +13,14 @@
 //! A lane moves by value between its port's thread and a core. On a core it takes turns; at home its
 //! rings are put in and taken out. The two directions share nothing that is written.
 
+use std::any::Any;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arrayvec::ArrayVec;
 
+use super::counters::LaneCounters;
 use super::doorbell::{Doorbell, NotifyMark};
 use super::guest_to_vf::GuestToVf;
 use super::offload::TxRules;
@@ -37,6 +39,9 @@ const GUEST_RING_EMPTY: Duration = Duration::from_micros(50);
 /// Names a lane among all of the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct LaneId(pub u64);
+
+/// A VF queue on its way from one lane of its port to another, with what was received from it and not placed.
+pub type Moving = Box<dyn Any + Send>;
 
 /// What a core gives a lane for a turn.
 #[derive(Clone, Copy, Debug)]
@@ -115,7 +120,7 @@ pub trait Lane: Send {
     /// Something can arrive for this lane without any of its fds becoming readable.
     fn needs_naps(&self) -> bool;
 
-    /// At home: puts the ring of a queue pair in.
+    /// At home: puts the ring of a queue pair of the port in.
     fn insert_ring(&mut self, pair: usize, plan: RingPlan) -> Result<()>;
 
     /// At home: waits a little until the VF has given back what it took from where it lies. `false`: it has not; it is to
@@ -130,14 +135,23 @@ pub trait Lane: Send {
     /// At home: why the ring of this pair stands still, if it does.
     fn fault(&self, pair: usize) -> Option<RingFault>;
 
-    /// At home: VF queues that feed the ring of their own number, for the VF's RSS table. Empty where
-    /// there is nothing to steer.
-    fn direct_queues(&self) -> Vec<u16> {
-        Vec::new()
+    /// At home: another lane of this port and direction, without a ring or a VF queue. Only lanes over a VF have some.
+    fn sibling(&self, _id: LaneId, _counters: Arc<LaneCounters>) -> Option<Box<dyn Lane>> {
+        None
     }
 
+    /// At home: gives a VF queue away, to a sibling. `None` if it has no such queue. One that sends goes when no ring
+    /// is in the lane.
+    fn release_queue(&mut self, _queue: u16) -> Option<Moving> {
+        None
+    }
+
+    /// At home: takes the VF queue of this number that a sibling gave away.
+    fn adopt_queue(&mut self, _queue: u16, _moving: Moving) {}
+
     /// At home: the VF's RSS table pointed at the queues in `before` (none: at all of them), and points at those
-    /// in `now`. Until what waits in the queues is placed, they are read in an order that keeps flows in theirs.
+    /// in `now`. Until what waits in the queues is placed, this lane and its siblings, which are at home, too, read them in
+    /// an order that keeps flows in theirs.
     fn table_moved(&mut self, _before: &[u16], _now: &[u16]) {}
 
     /// At home: lets go of the VF's buffers. Chains whose frames were not yet taken are popped again later;
@@ -148,9 +162,9 @@ pub trait Lane: Send {
 impl<Q: TxQueue> GuestToVf<Q> {
     /// One burst of one guest ring: pop, copy, treat, send, complete. Returns how many packets moved or were
     /// dropped, and more for large ones and for those of many descriptors.
-    pub(super) fn relay(&mut self, pair: usize, turn: &Turn<'_>) -> usize {
-        let queue = self.queue_of(pair);
-        let (slot, queue) = (&mut self.slots[pair], &mut self.queues[queue]);
+    pub(super) fn relay(&mut self, place: usize, turn: &Turn<'_>) -> usize {
+        let slot = &mut self.slots[place];
+        let queue = &mut self.queues[slot.queue];
         let Some(seat) = &mut slot.seat else { return 0 };
         let mut moved = usize::from(seat.collect(queue, turn.now, &self.counters));
         if seat.is_idle() {
@@ -159,7 +173,7 @@ impl<Q: TxQueue> GuestToVf<Q> {
                     seat.begin(n);
                     moved += seat.ring.toil();
                 }
-                Err(fault) => return self.quarantine(pair, fault, turn),
+                Err(fault) => return self.quarantine(place, fault, turn),
             }
         }
         if !seat.is_idle() {
@@ -171,7 +185,7 @@ impl<Q: TxQueue> GuestToVf<Q> {
             }
         }
         if let Some(fault) = seat.publish(turn, &self.counters) {
-            self.quarantine(pair, fault, turn);
+            self.quarantine(place, fault, turn);
         }
         moved
     }

@@ -23,10 +23,10 @@ mod vf_to_guest;
 mod watchdog;
 
 pub use completions::Completions;
-pub use counters::{Cause, Dropped, LaneCounters, LaneSnapshot};
+pub use counters::{Cause, DirectionCounters, Dropped, LaneCounters, LaneSnapshot};
 pub use doorbell::{Doorbell, NotifyMark};
 pub use guest_to_vf::GuestToVf;
-pub use lane::{Lane, LaneId, RingPlan, Trigger, Turn};
+pub use lane::{Lane, LaneId, Moving, RingPlan, Trigger, Turn};
 pub use mailbox::{Bell, Mailbox};
 pub use offload::TxRules;
 pub use poller::{CoreGauge, IdlePolicy, Poller};

@@ -52,6 +52,13 @@ const VF_FULL: Duration = Duration::from_millis(10);
 /// Copying so many bytes counts as another packet of a turn: 256 frames of 64 KiB would make it very long.
 const COPY_UNIT: usize = 16 * 1024;
 
+/// Bytes of a frame that are copied in front of what stays where it lies: what [`offload::judge`] looks at. An even
+/// number: a VF's driver may sum the two one after the other.
+const HEAD: usize = 256;
+
+/// The longest TCP header.
+const LONGEST_TCP: usize = 60;
+
 /// What the acceptance of a staged packet finishes.
 #[derive(Clone, Copy, Debug, Default)]
 struct End {
@@ -256,6 +263,14 @@ impl<P: TxPacket> TxSeat<P> {
         if len > self.rules.max_wire_frame && header.gso == Gso::None {
             return Err(Cause::Oversize);
         }
+        if queue.takes_heads()
+            && len >= HEAD + queue.lends_from()
+            && let Some(packet) = self.behind_head(queue)?
+        {
+            *copied += HEAD;
+            self.stage_packet(packet, len);
+            return Ok(true);
+        }
         let Some(mut packet) = queue.copy(&mut frame) else {
             return Ok(false);
         };
@@ -271,6 +286,26 @@ impl<P: TxPacket> TxSeat<P> {
         }
         self.stage_packet(packet, len);
         Ok(true)
+    }
+
+    /// The chain `next` as a copy of its headers, in front of the rest where it lies, if the VF does what is asked for it:
+    /// what was judged is what it gets, whatever the guest does meanwhile. `None`: all of it is to be copied.
+    fn behind_head<Q: TxQueue<Packet = P>>(&self, queue: &mut Q) -> Result<Option<P>, Cause> {
+        let (Some(lendable), Ok(mut frame)) = (&self.lendable, self.ring.frame(self.next)) else { return Ok(None) };
+        let mut head = [0; HEAD];
+        frame.copy_next(&mut head);
+        let Some(rest) = frame.rest().filter(|rest| lendable.covers(rest)) else { return Ok(None) };
+        let Treatment::Vf(offload) = offload::judge(&frame.header(), &head, frame.len(), &self.rules)? else {
+            return Ok(None);
+        };
+        if usize::from(offload.l2_len) + usize::from(offload.l3_len) + LONGEST_TCP > HEAD {
+            return Ok(None);
+        }
+        let mut packet = queue.lend_behind(&head, rest, lendable);
+        if let Some(packet) = &mut packet {
+            packet.set_offload(&offload);
+        }
+        Ok(packet)
     }
 
     /// The packet that the chain `next` became, of `len` bytes.

@@ -11,7 +11,7 @@ use arrayvec::ArrayVec;
 use super::counters::{Cause, LaneCounters};
 use super::doorbell::{Blocked, Doorbell};
 use super::headers;
-use super::lane::{Lane, LaneId, RingPlan, Trigger, Turn, spend};
+use super::lane::{Lane, LaneId, Moving, RingPlan, Trigger, Turn, spend};
 use super::turnover::Turnover;
 use crate::error::Result;
 use crate::ring::{BURST, NetHeader, PushError, RingFault, RxRing};
@@ -20,7 +20,7 @@ use crate::vf::{RxPacket, RxQueue};
 /// Most queue pairs of a port.
 pub const MAX_PAIRS: usize = 32;
 
-/// How long frames wait for a guest that has no ring in the lane. Beyond that it is another guest, or the
+/// How long frames wait for a guest that has no ring for them. Beyond that it is another guest, or the
 /// same after a reboot.
 const STALE: Duration = Duration::from_secs(1);
 
@@ -30,6 +30,7 @@ const PLACE_FROM: usize = 256;
 /// VF→guest.
 pub struct VfToGuest<Q: RxQueue> {
     id: LaneId,
+    /// Those of the VF's queues that are this lane's.
     pub(super) sources: Vec<Source<Q>>,
     /// The queue that the next turn begins with.
     next_queue: usize,
@@ -47,13 +48,13 @@ pub struct VfToGuest<Q: RxQueue> {
     /// Rings for which the queue at work holds frames, as bits: newer ones go behind them.
     pub(super) waiting: u32,
     armed: bool,
-    /// Since when no ring is in the lane; `None` before the first, and while there is one.
-    deserted: Option<Instant>,
 }
 
 /// A VF queue, and what was received from it and could not be placed yet.
 pub(super) struct Source<Q: RxQueue> {
     pub(super) queue: Q,
+    /// Which of the VF's: the ring of the pair of this number is its own.
+    number: u16,
     /// In order of arrival, each with its time; at most a burst, for which there is room from the start.
     pub(super) held: VecDeque<(Instant, Q::Packet)>,
     /// The ring whose buffers are posted to the queue.
@@ -62,9 +63,29 @@ pub(super) struct Source<Q: RxQueue> {
     long: bool,
     /// The queue feeds exactly one ring: then the VF's own queue may wait behind what is held.
     pub(super) feeds_one: bool,
+    /// Since when no ring is in its lane, where there is none; `None` before the first.
+    deserted: Option<Instant>,
 }
 
 impl<Q: RxQueue> Source<Q> {
+    /// What waits in it is for nobody any more.
+    fn is_stale(&self) -> bool {
+        self.deserted.is_none_or(|since| since.elapsed() > STALE)
+    }
+
+    /// Drops what was received while no guest was there to take it, and what is held. Returns how many frames that
+    /// were.
+    fn flush(&mut self) -> u64 {
+        /// Most frames, about: others come meanwhile.
+        const MOST: u64 = 8 * 1024;
+        let mut flushed = self.held.drain(..).len() as u64;
+        let mut burst = ArrayVec::new();
+        while flushed < MOST && self.queue.receive(&mut burst) > 0 {
+            flushed += burst.drain(..).len() as u64;
+        }
+        flushed
+    }
+
     /// Whether another frame can be held.
     pub(super) fn has_room(&self) -> bool {
         self.held.len() < BURST
@@ -122,7 +143,7 @@ impl RxSeat {
 pub(super) struct Steering {
     /// Rings that are running and enabled.
     open: ArrayVec<u8, MAX_PAIRS>,
-    /// For each VF queue the ring of the same number, if that one is open and there are queues for all.
+    /// For each VF queue of the lane the ring of the same number, if that one is open and there are queues for all.
     direct: ArrayVec<Option<u8>, MAX_PAIRS>,
     /// Why there is none, if there is none.
     closed: Option<Cause>,
@@ -298,43 +319,46 @@ impl<Q: RxQueue> VfToGuest<Q> {
         })
     }
 
-    /// A lane of `pairs` queue pairs (at most [`MAX_PAIRS`]) without rings.
+    /// A lane of `pairs` queue pairs (at most [`MAX_PAIRS`]), with all of a VF's queues, without rings.
     pub fn new(id: LaneId, pairs: usize, queues: Vec<Q>, counters: Arc<LaneCounters>) -> Self {
         assert!(pairs <= MAX_PAIRS && queues.len() <= MAX_PAIRS, "more than {MAX_PAIRS} queue pairs");
-        let source =
-            |queue| Source { queue, held: VecDeque::with_capacity(BURST), stocked: None, long: true, feeds_one: false };
+        let vf_queues = queues.len();
+        let source = |(number, queue)| Source {
+            queue,
+            number,
+            held: VecDeque::with_capacity(BURST),
+            stocked: None,
+            long: true,
+            feeds_one: false,
+            deserted: None,
+        };
+        let sources = (0..).zip(queues).map(source).collect();
+        Self::over(id, pairs, sources, Turnover::of(vf_queues), counters)
+    }
+
+    fn over(
+        id: LaneId,
+        pairs: usize,
+        sources: Vec<Source<Q>>,
+        turnover: Turnover,
+        counters: Arc<LaneCounters>,
+    ) -> Self {
         let mut lane = Self {
             id,
-            sources: queues.into_iter().map(source).collect(),
+            sources,
             next_queue: 0,
             seats: (0..pairs).map(|_| None).collect(),
             faults: (0..pairs).map(|_| None).collect(),
             steering: Steering::default(),
-            turnover: Turnover::default(),
+            turnover,
             tally: Tally { packets: 0, placed: 0, bytes: 0, counters },
             touched: 0,
             toil: 0,
             waiting: 0,
             armed: false,
-            deserted: None,
         };
         lane.steer();
         lane
-    }
-
-    /// Drops what was received while no guest was there to take it, counted as `not_ready`.
-    /// At most `limit` frames of a VF queue.
-    fn flush(&mut self, limit: usize) {
-        self.discard();
-        for source in &mut self.sources {
-            let mut flushed = 0;
-            let mut burst = ArrayVec::new();
-            while flushed < limit && source.queue.receive(&mut burst) > 0 {
-                flushed += burst.len();
-                self.tally.drop(Cause::NotReady, burst.len() as u64);
-                burst.clear();
-            }
-        }
     }
 
     /// No ring is in the lane, not even a quarantined one.
@@ -355,9 +379,10 @@ impl<Q: RxQueue> VfToGuest<Q> {
         steering.open = (0u8..).zip(&self.seats).filter(|(_, seat)| open(seat)).map(|(pair, _)| pair).collect();
         let running = self.seats.iter().flatten().next().is_some();
         steering.closed = steering.open.is_empty().then_some(if running { Cause::Disabled } else { Cause::NotReady });
-        let queue_for_each = steering.open.iter().all(|&pair| usize::from(pair) < self.sources.len());
-        steering.direct = (0..self.sources.len())
-            .map(|queue| (queue_for_each && self.seats.get(queue).is_some_and(open)).then_some(queue as u8))
+        let numbers = || self.sources.iter().map(|source| source.number as u8);
+        let queue_for_each = steering.open.iter().all(|pair| numbers().any(|number| number == *pair));
+        steering.direct = numbers()
+            .map(|number| Some(number).filter(|number| queue_for_each && steering.open.contains(number)))
             .collect();
         for (source, direct) in self.sources.iter_mut().zip(&steering.direct) {
             source.feeds_one = direct.is_some() || steering.open.len() == 1;
@@ -429,19 +454,24 @@ impl<Q: RxQueue> Lane for VfToGuest<Q> {
     fn turn(&mut self, turn: &Turn<'_>) -> usize {
         let mut next = self.next_queue;
         let moved = spend(&mut next, self.sources.len(), |queue| {
-            if !self.turnover.permits(queue) {
+            let (under_way, number) = (self.turnover.is_under_way(), self.sources[queue].number);
+            if under_way && !self.turnover.permits(number) {
                 return 0;
             }
             let n = self.relay(queue, turn);
+            if !under_way {
+                return n;
+            }
             let empty = n == 0 && self.sources[queue].held.is_empty();
             // Others may be read now: that is work, too.
-            n + usize::from(self.turnover.was_read(queue, n, empty))
+            n + usize::from(self.turnover.was_read(number, n, empty))
         });
         self.next_queue = next;
         moved
     }
 
     fn settle(&mut self, turn: &Turn<'_>) {
+        self.turnover.look_again();
         for pair in 0..self.seats.len() {
             let Some(seat) = &mut self.seats[pair] else {
                 continue;
@@ -454,7 +484,8 @@ impl<Q: RxQueue> Lane for VfToGuest<Q> {
     }
 
     fn doze(&mut self) -> bool {
-        if self.sources.iter().any(|source| !source.held.is_empty()) {
+        // What waits for another lane to read its queues first, no interrupt announces again.
+        if self.turnover.is_under_way() || self.sources.iter().any(|source| !source.held.is_empty()) {
             return true;
         }
         self.armed = true;
@@ -478,11 +509,17 @@ impl<Q: RxQueue> Lane for VfToGuest<Q> {
 
     fn insert_ring(&mut self, pair: usize, plan: RingPlan) -> Result<()> {
         let ring = RxRing::new(plan.memory, &plan.config)?;
-        // A ring that is rebuilt, or a front end that reconnects at once, misses nothing.
-        if self.is_empty() && self.deserted.is_none_or(|since| since.elapsed() > STALE) {
-            self.flush(8 * 1024);
+        // A ring that is rebuilt, or a front end that reconnects at once, misses nothing. If it is disabled its
+        // core would drop all of that; but it may be enabled before it has had a turn there.
+        if self.is_empty() {
+            for source in &mut self.sources {
+                match source.is_stale() {
+                    true => self.tally.drop(Cause::NotReady, source.flush()),
+                    false if !plan.enabled => self.tally.drop(Cause::Disabled, source.flush()),
+                    false => {}
+                }
+            }
         }
-        self.deserted = None;
         self.faults[pair] = None;
         self.seats[pair] = Some(RxSeat {
             ring,
@@ -504,7 +541,8 @@ impl<Q: RxQueue> Lane for VfToGuest<Q> {
         let fault = self.faults[pair].take();
         self.steer();
         if self.is_empty() && (seat.is_some() || fault.is_some()) {
-            self.deserted = Some(Instant::now());
+            let now = Some(Instant::now());
+            self.sources.iter_mut().for_each(|source| source.deserted = now);
         }
         // Nothing of the guest's is in flight: what is held are buffers of ours. They stay held, for the
         // ring that comes back, or another, or are dropped by its absence.
@@ -515,12 +553,40 @@ impl<Q: RxQueue> Lane for VfToGuest<Q> {
         self.faults[pair].as_ref().map(|(fault, _)| *fault)
     }
 
-    fn direct_queues(&self) -> Vec<u16> {
-        (0u16..).zip(&self.steering.direct).filter(|(_, direct)| direct.is_some()).map(|(queue, _)| queue).collect()
+    fn sibling(&self, id: LaneId, counters: Arc<LaneCounters>) -> Option<Box<dyn Lane>> {
+        Some(Box::new(Self::over(id, self.seats.len(), Vec::new(), self.turnover.shared(), counters)))
+    }
+
+    fn release_queue(&mut self, queue: u16) -> Option<Moving> {
+        let at = self.sources.iter().position(|source| source.number == queue)?;
+        (0..self.seats.len()).for_each(|pair| self.unstock(pair));
+        let mut source = self.sources.remove(at);
+        if source.stocked.take().is_some() {
+            source.queue.withdraw();
+        }
+        if !self.is_empty() {
+            source.deserted = Some(Instant::now());
+        }
+        self.next_queue = 0;
+        self.steer();
+        Some(Box::new(source))
+    }
+
+    fn adopt_queue(&mut self, _queue: u16, moving: Moving) {
+        let Ok(source) = moving.downcast::<Source<Q>>() else {
+            unreachable!("the lanes of a port have one kind of queue")
+        };
+        let mut source = *source;
+        if !self.is_empty() && source.is_stale() {
+            self.tally.drop(Cause::NotReady, source.flush());
+        }
+        self.sources.push(source);
+        self.next_queue = 0;
+        self.steer();
     }
 
     fn table_moved(&mut self, before: &[u16], now: &[u16]) {
-        self.turnover.table_moved(self.sources.len(), before, now);
+        self.turnover.table_moved(before, now);
     }
 
     fn discard(&mut self) {

@@ -84,6 +84,12 @@ impl Frame<'_> {
     pub fn len(&self) -> usize {
         self.len
     }
+
+    /// Where what was not read yet lies, if it is in one piece.
+    pub fn rest(&self) -> Option<HostRange> {
+        let piece = if self.piece.is_empty() { self.pieces.as_slice().first()? } else { &self.piece };
+        (piece.len() == self.remaining).then_some(*piece)
+    }
 }
 
 /// The usual frame: in one piece of guest memory, behind a header that asks for nothing.

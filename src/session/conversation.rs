@@ -172,7 +172,7 @@ impl Session {
             Message::GetVringBase(ring) => return self.get_vring_base(ring, lanes),
             Message::SetVringKick(ring, eventfd) => {
                 let index = self.ring(ring)?;
-                lanes.pause();
+                lanes.pause_ring(index);
                 let ring = &mut self.state.rings[index];
                 ring.kick = eventfd;
                 // We poll, so the first kick need not be awaited: buffers may be there before it.
@@ -365,7 +365,7 @@ impl Session {
     fn get_vring_base(&mut self, ring: u32, lanes: &mut impl Lanes) -> Result<Answer> {
         let index = self.ring(ring)?;
         if self.state.rings[index].started {
-            lanes.pause();
+            lanes.pause_ring(index);
             let position = lanes.stop_ring(index);
             stop(&mut self.state.rings[index], position);
             self.hand_out(lanes);
@@ -444,7 +444,9 @@ impl Session {
     /// Changes something of one ring that its lane looks at, once it is started.
     fn change_ring(&mut self, index: usize, lanes: &mut impl Lanes, change: impl FnOnce(&mut RingState)) {
         if self.state.rings[index].started {
-            self.change(lanes, |state| change(&mut state.rings[index]));
+            lanes.pause_ring(index);
+            change(&mut self.state.rings[index]);
+            self.hand_out(lanes);
         } else {
             change(&mut self.state.rings[index]);
         }

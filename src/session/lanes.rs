@@ -1,13 +1,14 @@
-//! A port's two lanes: at home in the port's thread, or out on their cores; and the VF under them.
+//! A port's lanes, the rings that are in them, and the VF under them.
 
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Instant;
 
 use tracing::{info, warn};
 
 use super::features;
+use super::lane_set::{GUEST_TO_VF, LaneSet, Undivided, VF_TO_GUEST, place_of};
 use super::lending::Lending;
 use super::plan::{PortCounters, RingStatus, VfStatus, ZeroCopy};
 use super::port_log::PortLog;
@@ -15,24 +16,9 @@ use super::{Lanes, SessionState};
 use crate::error::Result;
 use crate::ethernet::{MAX_TSO_FRAME, TAGGED_HEADER};
 use crate::guest::{Drained, GuestMemory};
-use crate::relay::{Doorbell, GuestToVf, Lane, LaneId, Poller, RingPlan, TxRules, VfToGuest};
+use crate::relay::{Doorbell, Poller, RingPlan, TxRules};
 use crate::ring::{RingConfig, RingFault};
-use crate::vf::{Dma, Queues, Vf, VfCaps, VfConfig, VfSpec};
-
-/// Indices of the two directions.
-const GUEST_TO_VF: usize = 0;
-const VF_TO_GUEST: usize = 1;
-
-/// The ring with this index: its direction and queue pair (virtio 1.3, 5.1.2: receiveq1 is 0, transmitq1 is 1).
-fn place_of(ring: usize) -> (usize, usize) {
-    (if ring % 2 == 1 { GUEST_TO_VF } else { VF_TO_GUEST }, ring / 2)
-}
-
-/// A lane of a port.
-enum Whereabouts {
-    Home(Box<dyn Lane>),
-    Out(LaneId),
-}
+use crate::vf::{Dma, Vf, VfCaps, VfConfig, VfSpec};
 
 /// Whether a ring that was built from `ours` is what `plan` says. Where it begins is no part of what it is.
 fn is_built_from(ours: &RingPlan, plan: &RingPlan) -> bool {
@@ -55,15 +41,12 @@ struct InPlace {
 pub(super) struct PortLanes {
     id: String,
     log: Rc<PortLog>,
-    pollers: Arc<Vec<Poller>>,
-    /// Indices into `pollers`, by direction.
-    cores: [usize; 2],
     counters: PortCounters,
     pairs: usize,
     mtu: u16,
     zero_copy: ZeroCopy,
     lending: Lending,
-    lanes: [Whereabouts; 2],
+    set: LaneSet,
     /// What the rings in the lanes were built from; one is rebuilt when that changes.
     built: Vec<Option<RingPlan>>,
     faults: Vec<Option<String>>,
@@ -77,37 +60,30 @@ pub(super) struct PortLanes {
     reta: Vec<u16>,
 }
 
-/// Lanes are numbered over the life of the process.
-fn next_lane() -> LaneId {
-    static NEXT: AtomicU64 = AtomicU64::new(1);
-    LaneId(NEXT.fetch_add(1, Relaxed))
-}
-
 impl PortLanes {
     /// Lanes without a VF: what a guest sends is consumed and counted as `not_ready`.
     pub(super) fn new(
         id: &str,
         log: Rc<PortLog>,
         pollers: Arc<Vec<Poller>>,
-        cores: (usize, usize),
+        cores: &[(usize, usize)],
         counters: PortCounters,
         pairs: u16,
         mtu: u16,
     ) -> Result<Self> {
         let ready = Arc::new(AtomicBool::new(false));
         let pairs = usize::from(pairs);
-        let (lanes, _) = lanes_without_vf(pairs, mtu, &ready, &counters)?;
+        let undivided = Undivided::without_vf(pairs, mtu, &ready, &counters)?;
+        let set = LaneSet::new(pollers, cores, counters.clone(), pairs, undivided);
         Ok(Self {
             id: id.to_owned(),
             log,
-            pollers,
-            cores: [cores.0, cores.1],
             counters,
             pairs,
             mtu,
             zero_copy: ZeroCopy::default(),
             lending: Lending::default(),
-            lanes,
+            set,
             built: (0..2 * pairs).map(|_| None).collect(),
             faults: vec![None; 2 * pairs],
             lost: vec![None; 2 * pairs],
@@ -131,7 +107,7 @@ impl PortLanes {
             Ok(queues) => queues,
             Err(error) => return Err(Box::new((error, vf))),
         };
-        let (lanes, count) = lanes_over(queues, self.pairs, &self.ready, &self.counters);
+        let lanes = Undivided::over(queues, self.pairs, &self.ready, &self.counters);
         #[cfg(debug_assertions)]
         delay_for_tests("START", &self.id);
         if let Err(error) = vf.start() {
@@ -139,9 +115,9 @@ impl PortLanes {
             return Err(Box::new((error, vf)));
         }
         self.mtu = config.mtu;
-        self.lanes = lanes;
+        self.vf = Some(InPlace { spec, vf, queues: lanes.queues() });
+        self.set.install(lanes, self.pairs);
         self.reta.clear();
-        self.vf = Some(InPlace { spec, vf, queues: count });
         self.look_at_link();
         Ok(())
     }
@@ -151,14 +127,10 @@ impl PortLanes {
         self.assert_drained();
         let InPlace { spec, mut vf, .. } = self.vf.take()?;
         self.ready.store(false, Relaxed);
-        for lane in &mut self.lanes {
-            if let Whereabouts::Home(lane) = lane {
-                lane.discard();
-            }
-        }
+        self.set.discard();
         // A VF stops when its queues are gone.
-        match lanes_without_vf(self.pairs, self.mtu, &self.ready, &self.counters) {
-            Ok((lanes, _)) => self.lanes = lanes,
+        match Undivided::without_vf(self.pairs, self.mtu, &self.ready, &self.counters) {
+            Ok(lanes) => self.set.install(lanes, self.pairs),
             Err(error) => warn!(port = %self.id, %error, "cannot build lanes without a VF"),
         }
         if let Err(error) = vf.stop() {
@@ -175,14 +147,21 @@ impl PortLanes {
         self.faults = vec![None; 2 * self.pairs];
         self.lost = vec![None; 2 * self.pairs];
         if self.vf.is_none() {
-            self.lanes = lanes_without_vf(self.pairs, mtu, &self.ready, &self.counters)?.0;
+            let lanes = Undivided::without_vf(self.pairs, mtu, &self.ready, &self.counters)?;
+            self.set.install(lanes, self.pairs);
         }
         Ok(())
     }
 
     /// Moves the lanes to other cores. The caller pauses before and resumes after.
-    pub(super) fn set_cores(&mut self, cores: (usize, usize)) {
-        self.cores = [cores.0, cores.1];
+    pub(super) fn set_cores(&mut self, cores: &[(usize, usize)]) {
+        self.set.place(cores);
+        if !self.set.is_divided() {
+            for ring in 0..self.built.len() {
+                self.lost[ring] = self.take_out(ring);
+            }
+            self.set.divide();
+        }
     }
 
     /// Reads the link state; returns whether it changed.
@@ -202,6 +181,7 @@ impl PortLanes {
             spec: spec.clone(),
             caps: vf.caps().clone(),
             queues: *queues,
+            lanes: self.set.count(),
             link: vf.link(),
             xstats: vf.xstats(),
             read: Instant::now(),
@@ -219,6 +199,7 @@ impl PortLanes {
                 started: ring.started,
                 enabled: ring.enabled,
                 running: self.built[index].is_some() && self.faults[index].is_none(),
+                cpu: self.built[index].is_some().then(|| self.set.cpu_of(index)),
                 fault: self.faults[index].clone(),
             })
             .collect()
@@ -276,33 +257,95 @@ impl PortLanes {
         }
     }
 
-    /// The lane of a direction, which is at home.
-    fn home(&mut self, direction: usize) -> &mut Box<dyn Lane> {
-        match &mut self.lanes[direction] {
-            Whereabouts::Home(lane) => lane,
-            Whereabouts::Out(_) => unreachable!("paused before"),
+    /// Brings lanes home, and asks them what became of their rings.
+    fn bring_home(&mut self, wanted: impl Fn(usize, usize) -> bool) {
+        self.set.bring_home(wanted);
+        for ring in 0..self.built.len() {
+            let (direction, pair) = place_of(ring);
+            let lane = self.set.lane_of(pair);
+            if self.built[ring].is_none() || self.faults[ring].is_some() || !self.set.is_home(direction, lane) {
+                continue;
+            }
+            if let Some(fault) = self.set.home(direction, lane).fault(pair) {
+                if self.log.allows() {
+                    warn!(port = %self.id, ring, %fault, "ring quarantined");
+                }
+                self.faults[ring] = Some(fault.to_string());
+                self.silenced |= fault == RingFault::CallBlocks;
+            }
         }
     }
 
     /// Takes a ring out; its position.
     fn take_out(&mut self, ring: usize) -> Option<u16> {
         let (direction, pair) = place_of(ring);
+        self.pause_ring(ring);
+        let lane = self.set.lane_of(pair);
         self.faults[ring] = None;
         let lost = self.lost[ring].take();
         match self.built[ring].take() {
             Some(_) => {
-                if !self.home(direction).await_returns() {
+                if !self.set.home(direction, lane).await_returns() {
                     self.restart_vf();
                 }
-                self.home(direction).remove_ring(pair)
+                self.set.home(direction, lane).remove_ring(pair)
             }
             None => lost,
         }
     }
 
-    /// The VF does not give back what it took from where it lies in the guest's memory, which may be about to go. Both
-    /// lanes are at home.
+    /// Pairs whose RX ring runs and is enabled.
+    fn open(&self) -> Vec<usize> {
+        let is_open = |pair: &usize| {
+            let built = self.built[2 * pair].as_ref();
+            built.is_some_and(|plan| plan.enabled) && self.faults[2 * pair].is_none()
+        };
+        (0..self.built.len() / 2).filter(is_open).collect()
+    }
+
+    /// In which lanes the VF's receive queues are to be, now that these are open; `None`: as they are.
+    fn owners(&self, open: &[usize]) -> Option<Vec<usize>> {
+        let in_lane = |lane: usize, pair: &usize| self.set.lane_of(*pair) == lane;
+        let among_open = self.set.owners(|lane| open.iter().any(|pair| in_lane(lane, pair)));
+        // What comes for rings that are disabled is dropped by them.
+        let built = || (0..self.built.len() / 2).filter(|pair| self.built[2 * pair].is_some());
+        among_open
+            .or_else(|| self.set.owners(|lane| built().any(|pair| in_lane(lane, &pair))))
+            .filter(|owners| !self.set.are_owners(owners))
+    }
+
+    /// Where the VF's RSS table is to point, now that these are open; `None`: where it does.
+    fn table(&self, open: &[usize]) -> Option<Vec<u16>> {
+        Some(self.set.table(open)).filter(|table| self.vf.is_some() && !table.is_empty() && *table != self.reta)
+    }
+
+    /// Has the frames of the VF go to the rings that are open.
+    fn steer(&mut self) {
+        let open = self.open();
+        if self.owners(&open).is_none() && self.table(&open).is_none() {
+            return;
+        }
+        self.bring_home(|direction, _| direction == VF_TO_GUEST);
+        // They may have had news.
+        let open = self.open();
+        if let Some(owners) = self.owners(&open) {
+            self.set.set_owners(owners);
+        }
+        if let Some(table) = self.table(&open)
+            && let Some(place) = &mut self.vf
+        {
+            // Best effort: queues of rings that are not open are polled all the same.
+            let pointed = place.vf.point_reta(&table);
+            let before = std::mem::replace(&mut self.reta, table);
+            if pointed {
+                self.set.home(VF_TO_GUEST, 0).table_moved(&before, &self.reta);
+            }
+        }
+    }
+
+    /// The VF does not give back what it took from where it lies in the guest's memory, which may be about to go.
     fn restart_vf(&mut self) {
+        self.pause();
         let Some(place) = &mut self.vf else { return };
         warn!(port = %self.id, vf = %place.spec, "frames that the VF does not send are taken back: it is restarted");
         if let Err(error) = place.vf.restart() {
@@ -344,34 +387,16 @@ impl PortLanes {
 
 impl Lanes for PortLanes {
     fn pause(&mut self) {
-        // Both are asked before either is awaited: the front end waits for the longer turn, not for the sum.
-        let asked = [GUEST_TO_VF, VF_TO_GUEST].map(|direction| {
-            let Whereabouts::Out(id) = self.lanes[direction] else { return None };
-            let (reply, returned) = crossbeam::channel::bounded(1);
-            self.pollers[self.cores[direction]].recall(id, reply);
-            Some(returned)
-        });
-        for (lane, returned) in self.lanes.iter_mut().zip(asked) {
-            if let Some(returned) = returned {
-                *lane = Whereabouts::Home(returned.recv().expect("a core gives back the lanes it was given"));
-            }
-        }
-        for ring in 0..self.built.len() {
-            let (direction, pair) = place_of(ring);
-            if let (Some(fault), Some(_), None) =
-                (self.home(direction).fault(pair), &self.built[ring], &self.faults[ring])
-            {
-                if self.log.allows() {
-                    warn!(port = %self.id, ring, %fault, "ring quarantined");
-                }
-                self.faults[ring] = Some(fault.to_string());
-                self.silenced |= fault == RingFault::CallBlocks;
-            }
-        }
+        self.bring_home(|_, _| true);
+    }
+
+    fn pause_ring(&mut self, ring: usize) {
+        let (direction, pair) = place_of(ring);
+        let lane = self.set.lane_of(pair);
+        self.bring_home(|of, number| (of, number) == (direction, lane));
     }
 
     fn stop_ring(&mut self, ring: usize) -> Option<u16> {
-        self.pause();
         self.take_out(ring)
     }
 
@@ -388,9 +413,8 @@ impl Lanes for PortLanes {
     }
 
     fn resume(&mut self, state: &SessionState, memory: &Arc<GuestMemory>) {
-        self.pause();
         if self.silenced {
-            return;
+            return self.pause();
         }
         let sends = |ring: &usize| place_of(*ring).0 == GUEST_TO_VF && self.plan(*ring, state, memory).is_some();
         if (0..self.built.len()).any(|ring| sends(&ring)) {
@@ -410,7 +434,8 @@ impl Lanes for PortLanes {
                     if let Some(position) = position {
                         plan.config.base = position;
                     }
-                    match self.home(direction).insert_ring(pair, plan.clone()) {
+                    let lane = self.set.lane_of(pair);
+                    match self.set.home(direction, lane).insert_ring(pair, plan.clone()) {
                         Ok(()) => {
                             // Once a start: it is built anew for every small change.
                             if !rebuilt && self.log.allows() {
@@ -429,66 +454,15 @@ impl Lanes for PortLanes {
                 }
             }
         }
-        let direct = self.home(VF_TO_GUEST).direct_queues();
-        if direct != self.reta
-            && let Some(place) = &mut self.vf
-        {
-            // Best effort: queues of rings that are not open are polled all the same.
-            let pointed = place.vf.point_reta(&direct);
-            let before = std::mem::replace(&mut self.reta, direct.clone());
-            if pointed {
-                self.home(VF_TO_GUEST).table_moved(&before, &direct);
-            }
+        self.steer();
+        if self.silenced {
+            return self.pause();
         }
-        for direction in [GUEST_TO_VF, VF_TO_GUEST] {
-            let runs =
-                self.built.iter().enumerate().any(|(ring, built)| built.is_some() && place_of(ring).0 == direction);
-            if !runs {
-                continue;
-            }
-            let id = self.home(direction).id();
-            if let Whereabouts::Home(lane) = std::mem::replace(&mut self.lanes[direction], Whereabouts::Out(id)) {
-                self.pollers[self.cores[direction]].adopt(lane);
-            }
-        }
+        let (built, lane_of) = (&self.built, |pair| self.set.lane_of(pair));
+        let lanes: Vec<_> = (0..built.len()).filter(|ring| built[*ring].is_some()).map(place_of).collect();
+        let lanes: Vec<_> = lanes.into_iter().map(|(direction, pair)| (direction, lane_of(pair))).collect();
+        self.set.hand_out(|direction, lane| lanes.contains(&(direction, lane)));
     }
-}
-
-/// Lanes over the queues of a VF, and how many queue pairs it has.
-fn lanes_over(
-    queues: Queues,
-    pairs: usize,
-    ready: &Arc<AtomicBool>,
-    counters: &PortCounters,
-) -> ([Whereabouts; 2], u16) {
-    fn build<T: crate::vf::TxQueue, R: crate::vf::RxQueue>(
-        tx: Vec<T>,
-        rx: Vec<R>,
-        pairs: usize,
-        ready: &Arc<AtomicBool>,
-        counters: &PortCounters,
-    ) -> ([Whereabouts; 2], u16) {
-        let count = tx.len() as u16;
-        let guest_to_vf = GuestToVf::new(next_lane(), pairs, tx, ready.clone(), counters.guest_to_vf.clone());
-        let vf_to_guest = VfToGuest::new(next_lane(), pairs, rx, counters.vf_to_guest.clone());
-        ([Whereabouts::Home(Box::new(guest_to_vf)), Whereabouts::Home(Box::new(vf_to_guest))], count)
-    }
-    match queues {
-        Queues::Soft(tx, rx) => build(tx, rx, pairs, ready, counters),
-        #[cfg(feature = "dpdk")]
-        Queues::Ethdev(tx, rx) => build(tx, rx, pairs, ready, counters),
-    }
-}
-
-/// Lanes that have no VF: over `soft:null`, never ready.
-fn lanes_without_vf(
-    pairs: usize,
-    mtu: u16,
-    ready: &Arc<AtomicBool>,
-    counters: &PortCounters,
-) -> Result<([Whereabouts; 2], u16)> {
-    let queues = Vf::probe(&VfSpec::SoftNull)?.configure(&VfConfig { queues: 1, mtu, mac: None })?;
-    Ok(lanes_over(queues, pairs, ready, counters))
 }
 
 /// `VIRTIO_FORWARDER_TEST_VF_START_DELAY_MS=<port>:<ms>` delays the start of that port's VF, `…_LOOK_…` each look at

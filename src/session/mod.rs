@@ -7,6 +7,7 @@
 mod admission;
 mod conversation;
 pub mod features;
+mod lane_set;
 mod lanes;
 mod lending;
 pub mod message;
@@ -36,6 +37,9 @@ pub trait Lanes {
     /// Brings every lane of the port home, paused: what is in flight stays in flight. Idempotent.
     /// The session calls it before it changes anything a lane looks at.
     fn pause(&mut self);
+
+    /// The same for the lane of one ring, which is all that the session changes. Others may come home with it.
+    fn pause_ring(&mut self, ring: usize);
 
     /// Stops one ring: takes it out of its (paused) lane with nothing of it in flight. Returns its used
     /// position, `None` if it was not running.

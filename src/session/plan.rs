@@ -1,13 +1,12 @@
 //! What a port thread is told, and what it tells: plain values.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
 use super::Offer;
-use crate::relay::LaneCounters;
+use crate::relay::DirectionCounters;
 use crate::vf::{VfCaps, VfLink, VfSpec};
 
 /// Who listens on the port's socket.
@@ -69,8 +68,9 @@ pub struct PortPlan {
     pub socket: SocketPlan,
     /// What guests are offered.
     pub offer: Offer,
-    /// Cores of the two directions: (guest→VF, VF→guest). Indices into the daemon's poll cores.
-    pub cores: (usize, usize),
+    /// Cores of the lanes, by number: (guest→VF, VF→guest), as indices into the daemon's poll cores. So many lanes
+    /// there are in each direction at most; at least one.
+    pub cores: Vec<(usize, usize)>,
     /// Whether frames may be moved without a copy.
     pub zero_copy: ZeroCopy,
     /// Most bytes of a guest's memory that are mapped.
@@ -79,13 +79,20 @@ pub struct PortPlan {
     pub counters: PortCounters,
 }
 
-/// Counters of a port's two lanes; they live as long as the port, over all connections.
+/// Counters of a port's lanes; they live as long as the port, over all connections.
 #[derive(Clone, Debug, Default)]
 pub struct PortCounters {
     /// guest→VF.
-    pub guest_to_vf: Arc<LaneCounters>,
+    pub guest_to_vf: DirectionCounters,
     /// VF→guest.
-    pub vf_to_guest: Arc<LaneCounters>,
+    pub vf_to_guest: DirectionCounters,
+}
+
+impl PortCounters {
+    /// Of at most so many lanes in each direction.
+    pub fn new(lanes: usize) -> Self {
+        Self { guest_to_vf: DirectionCounters::new(lanes), vf_to_guest: DirectionCounters::new(lanes) }
+    }
 }
 
 /// A live view of a port, sent to control whenever it changes.
@@ -119,6 +126,9 @@ pub struct RingStatus {
     pub enabled: bool,
     /// In a lane.
     pub running: bool,
+    /// CPU of the lane.
+    #[serde(default)]
+    pub cpu: Option<usize>,
     /// Why it is not, though it should.
     pub fault: Option<String>,
 }
@@ -132,6 +142,8 @@ pub struct VfStatus {
     pub caps: VfCaps,
     /// Queue pairs in use.
     pub queues: u16,
+    /// Lanes over them, in each direction.
+    pub lanes: usize,
     /// Link.
     pub link: VfLink,
     /// The driver's extended statistics.

@@ -50,8 +50,8 @@ pub enum PortCommand {
     },
     /// Change attributes. Answer: [`PortEvent::Changed`].
     Change {
-        /// Cores of (guest→VF, VF→guest).
-        cores: Option<(usize, usize)>,
+        /// Cores of the lanes: see [`PortPlan::cores`].
+        cores: Option<Vec<(usize, usize)>>,
         /// Whether frames may be moved without a copy.
         zero_copy: Option<ZeroCopy>,
         /// MAC of the VF.
@@ -165,8 +165,8 @@ struct Port<'tell> {
     last_error: Option<String>,
     told: PortStatus,
     quarantined: u64,
-    /// Frames that the VF was done with at the last look, if it had others.
-    owed: Option<u64>,
+    /// By lane, frames that the VF was done with at the last look, if it had others.
+    owed: Vec<Option<u64>>,
     next_look: Instant,
     next_connection: Option<(Offer, VfConfig)>,
     closing: bool,
@@ -183,7 +183,7 @@ impl<'tell> Port<'tell> {
         let Offer { queue_pairs, mtu, .. } = plan.offer;
         let log = Rc::new(PortLog::new(&plan.id));
         let counters = plan.counters.clone();
-        let mut lanes = PortLanes::new(&plan.id, log.clone(), pollers, plan.cores, counters, queue_pairs, mtu)?;
+        let mut lanes = PortLanes::new(&plan.id, log.clone(), pollers, &plan.cores, counters, queue_pairs, mtu)?;
         lanes.set_zero_copy(plan.zero_copy);
         let listener = match plan.socket.role {
             Role::Server => Some(ServerSocket::bind(&plan.socket)?),
@@ -203,7 +203,7 @@ impl<'tell> Port<'tell> {
             last_error: None,
             told: PortStatus::default(),
             quarantined: 0,
-            owed: None,
+            owed: Vec::new(),
             next_look: Instant::now(),
             next_connection: None,
             closing: false,
@@ -370,7 +370,7 @@ impl<'tell> Port<'tell> {
                 PortCommand::Change { cores, zero_copy, mac, socket, next_connection } => {
                     let result = self.change(mac, socket);
                     if result.is_ok() {
-                        self.move_lanes(cores, zero_copy);
+                        self.move_lanes(cores.as_deref(), zero_copy);
                     }
                     if let (Ok(()), Some(next)) = (&result, next_connection) {
                         self.next_connection = Some(next);
@@ -413,7 +413,7 @@ impl<'tell> Port<'tell> {
     }
 
     /// To other cores, or to another way of moving frames.
-    fn move_lanes(&mut self, cores: Option<(usize, usize)>, zero_copy: Option<ZeroCopy>) {
+    fn move_lanes(&mut self, cores: Option<&[(usize, usize)]>, zero_copy: Option<ZeroCopy>) {
         if cores.is_none() && zero_copy.is_none() {
             return;
         }
@@ -426,6 +426,9 @@ impl<'tell> Port<'tell> {
         }
         if let Some(guest) = &mut self.guest {
             guest.session.hand_out(&mut self.lanes);
+        }
+        if cores.is_some() {
+            self.tell_vf();
         }
     }
 
@@ -501,10 +504,9 @@ impl<'tell> Port<'tell> {
         self.tell_vf();
         let counters = &self.plan.counters;
         let quarantined = counters.guest_to_vf.quarantined() + counters.vf_to_guest.quarantined();
-        let (out, back) = counters.guest_to_vf.out_and_back();
-        let owed = (out > 0).then_some(back);
+        let owed: Vec<_> = counters.guest_to_vf.out_and_back().map(|(out, back)| (out > 0).then_some(back)).collect();
         // A VF that stood still from one look to the next, with frames of the guest: it would wait for them for ever.
-        let stuck = owed.is_some() && owed == self.owed;
+        let stuck = owed.iter().zip(&self.owed).any(|(owed, before)| owed.is_some() && owed == before);
         self.owed = owed;
         if quarantined != self.quarantined || stuck {
             self.quarantined = quarantined;

@@ -11,7 +11,7 @@ use crate::ring::RingConfig;
 /// One call of the session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Call {
-    /// [`Lanes::pause`]
+    /// [`Lanes::pause`] or [`Lanes::pause_ring`]
     Pause,
     /// [`Lanes::stop_ring`]
     StopRing(usize),
@@ -42,6 +42,8 @@ pub struct Recorder {
     /// Rings in lanes.
     pub rings: BTreeMap<usize, Running>,
     out: bool,
+    /// The only ring whose lane was brought home, if not all were.
+    only: Option<usize>,
 }
 
 impl Recorder {
@@ -82,6 +84,12 @@ impl Lanes for Recorder {
     fn pause(&mut self) {
         self.calls.push(Call::Pause);
         self.out = false;
+        self.only = None;
+    }
+
+    fn pause_ring(&mut self, ring: usize) {
+        self.pause();
+        self.only = Some(ring);
     }
 
     fn stop_ring(&mut self, ring: usize) -> Option<u16> {
@@ -103,6 +111,13 @@ impl Lanes for Recorder {
         assert!(!self.out || self.rings.is_empty(), "the session changed something under a lane that was out");
         self.calls.push(Call::Resume);
         self.out = true;
+        for (&index, running) in self.rings.iter().filter(|(index, _)| self.only.is_some_and(|only| only != **index)) {
+            let config = state.ring_config(index, Self::MAX_FRAME).map(|config| RingConfig { base: 0, ..config });
+            assert_eq!(config, Some(RingConfig { base: 0, ..running.config }), "ring {index} was not paused");
+            assert_eq!(running.enabled, state.rings[index].enabled, "ring {index} was not paused");
+            assert!(Arc::ptr_eq(&running.memory, memory), "ring {index} was not paused");
+        }
+        self.only = None;
         for &index in self.rings.keys() {
             assert!(state.runs(index), "ring {index} must be stopped before it may disappear");
         }

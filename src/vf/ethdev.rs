@@ -223,6 +223,9 @@ impl EthdevVf {
                 lent: 0,
                 staged: 0,
                 lenders: ArrayVec::new(),
+                heads: self.caps.copies.is_none()
+                    && self.caps.multi_segment
+                    && zero_copy::takes_heads(&self.caps.driver),
                 asking: (asked && self.caps.copies.is_none()).then(|| Asking::new(tx_descriptors)),
                 _lease: self.leases.lease(),
             });

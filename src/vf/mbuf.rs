@@ -304,10 +304,37 @@ impl TxMbuf {
         Self(fresh)
     }
 
-    /// Its bytes are in guest memory. All others have headroom.
+    /// A frame of which all but a copy of its head stays where it is: `fresh` is pointed there.
+    ///
+    /// # Safety
+    /// As [`Self::over`]; `first` is a fresh mbuf of our own, with room for `head`.
+    pub(super) unsafe fn behind(first: Mbuf, mut head: &[u8], fresh: Mbuf, rest: HostRange) -> Self {
+        let len = head.len();
+        // SAFETY: as promised; each field has the width that it is written with.
+        unsafe {
+            first.fill(&mut head, len, len);
+            fresh.lend(rest.as_ptr(), rest.len() as u16);
+            first.set(dpdk_sys::SHIM_MBUF_NEXT, fresh.raw());
+            first.set(dpdk_sys::SHIM_MBUF_NB_SEGS, 2_u16);
+            first.set(dpdk_sys::SHIM_MBUF_PKT_LEN, (len + rest.len()) as u32);
+        }
+        Self(first)
+    }
+
+    /// What points into guest memory, if anything does: the first of its mbufs, or the second. All others have headroom.
+    #[inline]
+    fn shell(&self) -> Option<Mbuf> {
+        match (self.0.offset(), self.0.segments()) {
+            (0, _) => Some(self.0),
+            (_, 1) => None,
+            (..) => self.0.next().filter(|next| next.offset() == 0),
+        }
+    }
+
+    /// Bytes of it are in guest memory.
     #[inline]
     pub(super) fn is_lent(&self) -> bool {
-        self.0.offset() == 0
+        self.shell().is_some()
     }
 
     /// In several mbufs.
@@ -325,9 +352,9 @@ impl TxMbuf {
 impl Drop for TxMbuf {
     /// Without having been sent: not among those that came back.
     fn drop(&mut self) {
-        if self.is_lent() {
+        if let Some(shell) = self.shell() {
             // SAFETY: only shells are lent.
-            unsafe { self.0.restore() };
+            unsafe { shell.restore() };
         }
         self.0.free();
     }
@@ -339,7 +366,7 @@ impl TxPacket for TxMbuf {
     }
 
     fn head(&self) -> &[u8] {
-        if self.is_lent() {
+        if self.0.offset() == 0 {
             return &[];
         }
         // SAFETY: data_len bytes of the first segment were written; the mbuf is ours while `self` lives.
@@ -347,7 +374,7 @@ impl TxPacket for TxMbuf {
     }
 
     fn head_mut(&mut self) -> &mut [u8] {
-        if self.is_lent() {
+        if self.0.offset() == 0 {
             return &mut [];
         }
         // SAFETY: as in `head`, and `self` is borrowed mutably.

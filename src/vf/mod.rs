@@ -181,6 +181,14 @@ pub trait TxQueue: Send + 'static {
     fn lend(&mut self, _frame: HostRange, _memory: &Arc<Lendable>) -> Option<Self::Packet> {
         None
     }
+    /// Whether [`Self::lend_behind`] is worth being tried.
+    fn takes_heads(&self) -> bool {
+        false
+    }
+    /// As [`Self::lend`], for a frame of which offloads are asked: a copy of its `head`, and the `rest` where it lies.
+    fn lend_behind(&mut self, _head: &[u8], _rest: HostRange, _memory: &Arc<Lendable>) -> Option<Self::Packet> {
+        None
+    }
     /// Lent frames taken by `send`, ever, modulo 2^32.
     fn lent(&self) -> u32 {
         0

@@ -38,6 +38,8 @@ pub struct EthdevTx {
     pub(super) staged: usize,
     /// The memories that lent frames are in, at least as long as they are out.
     pub(super) lenders: ArrayVec<Arc<Lendable>, LENDERS>,
+    /// What is lent may begin in an mbuf of ours.
+    pub(super) heads: bool,
     /// Of a driver that is to be asked what it is done with.
     pub(super) asking: Option<Asking>,
     pub(super) _lease: Lease,
@@ -221,6 +223,29 @@ impl TxQueue for EthdevTx {
         let frame = unsafe {
             let shell = Mbuf::new(Stack::get_one(stack)?.cast().as_ptr());
             TxMbuf::over(shell.fresh(), frame)
+        };
+        self.staged += 1;
+        Some(frame)
+    }
+
+    fn takes_heads(&self) -> bool {
+        self.heads
+    }
+
+    fn lend_behind(&mut self, head: &[u8], rest: HostRange, memory: &Arc<Lendable>) -> Option<TxMbuf> {
+        let stack = self.stack().filter(|_| self.heads)?;
+        let unfit = head.len() > self.room || rest.len() > u16::MAX.into() || head.len() + rest.len() > self.max;
+        if unfit || !self.keep(memory) {
+            return None;
+        }
+        let first = Self::alloc(&mut self.stash, &self.pool)?;
+        // SAFETY: as in `lend`; the first has room for the head.
+        let frame = unsafe {
+            let Some(shell) = Stack::get_one(stack) else {
+                self.stash.push(first.raw());
+                return None;
+            };
+            TxMbuf::behind(first, head, Mbuf::new(shell.cast().as_ptr()).fresh(), rest)
         };
         self.staged += 1;
         Some(frame)

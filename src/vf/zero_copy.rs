@@ -33,6 +33,15 @@ const SEND_AND_ASK: [&str; 1] = [
     "net_e1000_igb_vf",
 ];
 
+/// Of those that may send from a guest's memory, those that take a frame in two mbufs as well as in one: a copy of its
+/// headers, with offloads that were derived from them, and the rest where it lies in the guest's memory. Not
+/// net_e1000_igb_vf: see above. net_null and net_af_packet have no offloads.
+const TAKE_HEADS: [&str; 1] = [
+    // Takes what it changes from the first mbuf, into a copy, sums and writes the others where they are; a sum over mbufs
+    // is right only if the first has an even number of bytes behind the IP header. Frames compared at the far end.
+    "net_tap",
+];
+
 /// Those that take a receive buffer only when a frame is there for it, so that none of a guest's is ever in the device
 /// between two bursts, all of DPDK 22.11.
 const TAKE_LATE: [&str; 2] = [
@@ -52,6 +61,11 @@ pub(super) fn places(driver: &str) -> bool {
 pub(super) fn reason_to_copy(driver: &str) -> Option<String> {
     let known = SEND_AT_ONCE.contains(&driver) || is_to_be_asked(driver);
     (!known).then(|| format!("{driver} is not known to be done with sent frames in time and in order"))
+}
+
+/// Whether what it may send from a guest's memory may begin in an mbuf of ours.
+pub(super) fn takes_heads(driver: &str) -> bool {
+    TAKE_HEADS.contains(&driver)
 }
 
 /// Whether it is to be asked what it has sent.

@@ -53,7 +53,7 @@ impl Crew for Pretender {
             let status = PortStatus { guest: true, connections: 1, ..PortStatus::default() };
             self.events.send(Event::Status { port, status });
         }
-        plan.counters.guest_to_vf.delivered(3, 180);
+        plan.counters.guest_to_vf.lane(0).delivered(3, 180);
     }
 
     fn give_vf(&mut self, port: &PortId, _spec: VfSpec, vf: VfSpec, config: VfConfig) {
@@ -65,8 +65,15 @@ impl Crew for Pretender {
         self.given.push((port.clone(), vf.clone()));
         let link = VfLink { up: true, ..VfLink::default() };
         let caps = VfCaps { driver: "pretended".into(), max_queues: 4, ..VfCaps::default() };
-        let status =
-            VfStatus { spec: vf, caps, queues: config.queues.min(4), link, xstats: vec![], read: Instant::now() };
+        let status = VfStatus {
+            spec: vf,
+            caps,
+            queues: config.queues.min(4),
+            lanes: 1,
+            link,
+            xstats: vec![],
+            read: Instant::now(),
+        };
         let ready = Event::VfReady { port, status };
         if name == SLOW_VF {
             std::thread::spawn(move || {

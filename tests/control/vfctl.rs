@@ -160,7 +160,7 @@ fn watch_shows_rates_until_interrupted() {
     assert!(lines.next().unwrap().contains("PACKETS/S"));
     assert_eq!(
         lines.next().unwrap().split_whitespace().collect::<Vec<_>>(),
-        ["a", "ready", "guest_to_vf", "0", "0.0", "0.0", "0", "-"]
+        ["a", "ready", "guest_to_vf", "1", "0", "0.0", "0.0", "0", "-"]
     );
     kill_process(Pid::from_child(&watch), Signal::INT).unwrap();
     assert_eq!(watch.wait().unwrap().code(), Some(0));

@@ -2,6 +2,7 @@
 
 mod counters;
 mod isolation;
+mod lanes;
 mod memory;
 mod offload;
 mod packed;
@@ -12,7 +13,7 @@ mod support;
 
 use std::path::PathBuf;
 
-use support::daemon::{Daemon, Lanes};
+use support::daemon::{Daemon, Lanes, Options};
 use support::guest::{Flows, Guest, Plan};
 
 /// A daemon with one port.
@@ -23,7 +24,15 @@ struct Port {
 
 impl Port {
     fn new(vf: &str, pairs: usize) -> Self {
-        let daemon = Daemon::start();
+        Self::of(Daemon::start(), vf, pairs)
+    }
+
+    /// Of a daemon with these poll cores.
+    fn on_cores(cores: &'static str, vf: &str, pairs: usize) -> Self {
+        Self::of(Daemon::with(Options { cores: Some(cores), ..Options::default() }), vf, pairs)
+    }
+
+    fn of(daemon: Daemon, vf: &str, pairs: usize) -> Self {
         let socket = daemon.attach("port", vf, pairs);
         Self { daemon, socket }
     }

@@ -135,7 +135,7 @@ fn a_ring_goes_on_where_it_stopped() {
 #[test]
 fn sets_of_enabled_pairs_change_under_traffic() {
     for features in [PACKED | MQ, PACKED | MQ | IN_ORDER | EVENT_IDX] {
-        crate::queues::sets_change(features);
+        crate::queues::sets_change(Port::new("soft:loop", 4), features);
     }
 }
 

@@ -47,12 +47,11 @@ fn receive(guest: &mut Guest, flows: &mut Flows) {
 
 #[test]
 fn sets_of_enabled_pairs_change_under_traffic() {
-    sets_change(Plan::pairs(4).features);
+    sets_change(Port::new("soft:loop", 4), Plan::pairs(4).features);
 }
 
-pub(crate) fn sets_change(features: u64) {
+pub(crate) fn sets_change(port: Port, features: u64) {
     const SETS: [&[usize]; 9] = [&[0], &[0, 1, 2, 3], &[0, 2], &[3], &[0], &[1, 3], &[0, 1, 2, 3], &[2], &[0]];
-    let port = Port::new("soft:loop", 4);
     let mut guest = port.guest(&Plan { enabled: vec![0], features, ..Plan::pairs(4) });
     let mut flows = Flows::new(64);
     let mut enabled = SETS[0];

@@ -27,6 +27,8 @@ pub struct Options {
     pub env: Vec<(String, String)>,
     /// With huge pages (`--no-huge` otherwise).
     pub huge: bool,
+    /// Its poll cores; core 1 otherwise.
+    pub cores: Option<&'static str>,
 }
 
 #[derive(Debug)]
@@ -347,7 +349,7 @@ fn launch(dir: &Path, log: &Path, options: &Options) -> Child {
         .arg(&config)
         .arg("--control-socket")
         .arg(dir.join("control.sock"))
-        .args(["--cores", "1"])
+        .args(["--cores", options.cores.unwrap_or("1")])
         .args((!options.huge).then_some("--no-huge"))
         .args(&options.args)
         .envs(options.env.iter().map(|(k, v)| (k, v)))

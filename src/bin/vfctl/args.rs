@@ -91,8 +91,8 @@ pub struct AttachArgs {
     /// MAC for the VF [default: its own]
     #[arg(long)]
     mac: Option<Mac>,
-    /// CPUs: one for both directions, or two: guest to VF, VF to guest [default: the least loaded]
-    #[arg(long, value_name = "A[,B]", value_delimiter = ',', num_args = 1)]
+    /// CPUs: one for everything; or of the lanes guest to VF, then of as many VF to guest [default: the least loaded]
+    #[arg(long, value_name = "A[,B...]", value_delimiter = ',', num_args = 1)]
     cores: Vec<usize>,
     /// auto, none, or a list of checksum, guest_checksum, tso4, tso6 [default: auto]
     #[arg(long, value_name = "LIST")]

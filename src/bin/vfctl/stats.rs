@@ -14,9 +14,10 @@ use virtio_forwarder::relay::{Dropped, LaneSnapshot};
 use crate::tables::table;
 use crate::{End, Session, on_terminal, print};
 
-/// The two lanes of a port, with the names of their directions.
-fn lanes(port: &PortStats) -> [(&'static str, &LaneStats); 2] {
-    [("guest_to_vf", &port.guest_to_vf), ("vf_to_guest", &port.vf_to_guest)]
+/// The lanes of a port, with the names of their directions.
+fn lanes(port: &PortStats) -> impl Iterator<Item = (&'static str, &LaneStats)> {
+    let guest_to_vf = port.lanes.guest_to_vf.iter().map(|lane| ("guest_to_vf", lane));
+    guest_to_vf.chain(port.lanes.vf_to_guest.iter().map(|lane| ("vf_to_guest", lane)))
 }
 
 /// Each cause with its number.
@@ -83,15 +84,25 @@ pub fn totals(now: &Stats) -> String {
     text
 }
 
+/// What the lanes of `port` had counted before; of those that are new nothing.
+fn lanes_before(port: &PortStats, before: &PortStats) -> Vec<LaneSnapshot> {
+    let directions =
+        [(&port.lanes.guest_to_vf, &before.lanes.guest_to_vf), (&port.lanes.vf_to_guest, &before.lanes.vf_to_guest)];
+    let counted = |(now, before): (&Vec<LaneStats>, &Vec<LaneStats>)| {
+        let counted = |lane| before.get(lane).map(|lane: &LaneStats| lane.counters).unwrap_or_default();
+        (0..now.len()).map(counted).collect::<Vec<_>>()
+    };
+    directions.into_iter().flat_map(counted).collect()
+}
+
 /// From one look to the next.
 fn rates(before: &Stats, now: &Stats) -> String {
     let seconds = now.time_us.saturating_sub(before.time_us).max(1) as f64 / 1e6;
     let before: HashMap<_, _> = before.ports.iter().map(|port| (&port.id, port)).collect();
-    let header = ["PORT", "STATE", "DIRECTION", "PACKETS/S", "MBIT/S", "PER BURST", "KICKS/S", "DROPPED/S"];
+    let header = ["PORT", "STATE", "DIRECTION", "CPU", "PACKETS/S", "MBIT/S", "PER BURST", "KICKS/S", "DROPPED/S"];
     let rows = now.ports.iter().filter_map(|port| Some((port, *before.get(&port.id)?))).flat_map(|(port, before)| {
-        let pairs = lanes(port).into_iter().zip(lanes(before));
-        pairs.map(move |((direction, lane), (_, before))| {
-            let (new, old) = (&lane.counters, &before.counters);
+        lanes(port).zip(lanes_before(port, before)).map(move |((direction, lane), old)| {
+            let (new, old) = (&lane.counters, &old);
             // A port that was attached anew starts from nothing.
             let delta = |new: u64, old: u64| new.saturating_sub(old);
             let rate = |new, old| delta(new, old) as f64 / seconds;
@@ -103,6 +114,7 @@ fn rates(before: &Stats, now: &Stats) -> String {
                 port.id.to_string(),
                 port.state.to_string(),
                 direction.to_owned(),
+                lane.cpu.to_string(),
                 format!("{:.0}", packets as f64 / seconds),
                 format!("{:.1}", rate(new.bytes, old.bytes) * 8.0 / 1e6),
                 format!("{:.1}", packets as f64 / bursts.max(1) as f64),
@@ -111,7 +123,7 @@ fn rates(before: &Stats, now: &Stats) -> String {
             ]
         })
     });
-    table(header, rows.collect::<Vec<_>>(), &[3, 4, 5, 6])
+    table(header, rows.collect::<Vec<_>>(), &[3, 4, 5, 6, 7])
 }
 
 /// Rates each second, until SIGINT or SIGTERM; with `--json` the plain results, one per line.

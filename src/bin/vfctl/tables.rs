@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
 use virtio_forwarder::control::PortId;
-use virtio_forwarder::control::api::{Attached, Copies, Detached, Info, PortList, PortView, Synced};
+use virtio_forwarder::control::api::{Attached, Copies, Detached, Info, LaneCpus, PortList, PortView, Synced};
 use virtio_forwarder::session::port::Role;
 use virtio_forwarder::vf::Dma;
 
@@ -92,8 +92,9 @@ fn role(port: &PortView) -> &'static str {
     }
 }
 
-fn cores((guest_to_vf, vf_to_guest): (usize, usize)) -> String {
-    format!("{guest_to_vf},{vf_to_guest}")
+/// The CPU of each lane, by direction.
+fn cores(lanes: &LaneCpus) -> [String; 2] {
+    [&lanes.guest_to_vf, &lanes.vf_to_guest].map(|cpus| cpus.iter().map(usize::to_string).collect::<Vec<_>>().join("+"))
 }
 
 pub fn list(result: PortList) -> String {
@@ -107,7 +108,7 @@ pub fn list(result: PortList) -> String {
             role(port).to_owned(),
             port.queue_pairs.to_string(),
             port.mtu.to_string(),
-            cores(port.cores),
+            cores(&port.lanes).join(","),
         ]
     };
     let mut text = table(header, result.ports.iter().map(row), &[5, 6]);
@@ -160,7 +161,10 @@ pub fn port(port: PortView) -> String {
         ("queue pairs", port.queue_pairs.to_string()),
         ("MTU", port.mtu.to_string()),
         ("MAC asked for", or_dash(port.mac.map(|mac| mac.to_string()).unwrap_or_default())),
-        ("cores", format!("{} (guest to VF), {} (VF to guest)", port.cores.0, port.cores.1)),
+        ("lanes", {
+            let [guest_to_vf, vf_to_guest] = cores(&port.lanes);
+            format!("on CPU {guest_to_vf} (guest to VF), {vf_to_guest} (VF to guest)")
+        }),
         ("offloads", {
             let offered: Vec<_> = port.offered.iter().map(|offload| offload.name()).collect();
             format!("{} (offered: {})", port.offloads, or_dash(offered.join(",")))
@@ -184,11 +188,12 @@ pub fn port(port: PortView) -> String {
                 yes(ring.started),
                 yes(ring.enabled),
                 yes(ring.running),
+                or_dash(ring.cpu.map(|cpu| cpu.to_string()).unwrap_or_default()),
                 or_dash(ring.fault.clone().unwrap_or_default()),
             ]
         });
         text.push('\n');
-        text += &table(["RING", "SIZE", "STARTED", "ENABLED", "RUNNING", "FAULT"], rows, &[0, 1]);
+        text += &table(["RING", "SIZE", "STARTED", "ENABLED", "RUNNING", "CPU", "FAULT"], rows, &[0, 1, 5]);
     }
     text
 }

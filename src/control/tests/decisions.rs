@@ -88,7 +88,7 @@ fn attributes_change_live_or_are_pending_until_the_guest_leaves() {
         with(request("a", TAP, "a"), json!({"mtu": 9000, "queue_pairs": 4, "mac": "52:54:00:00:00:01", "cores": [2]}));
     let token = desk.ask("port.attach", wanted.clone());
     let change = desk.change_asked();
-    assert_eq!((change.cores, change.mac), (Some((1, 1)), Some("52:54:00:00:00:01".parse().unwrap())));
+    assert_eq!((change.cores, change.mac), (Some(vec![(1, 1)]), Some("52:54:00:00:00:01".parse().unwrap())));
     assert_eq!(change.socket, None, "owner and mode stay");
     let (offer, config) = change.next_connection.unwrap();
     assert_eq!((offer.mtu, offer.queue_pairs, config.mtu, config.queues), (9000, 4, 9000, 4));
@@ -505,6 +505,7 @@ fn wrong_requests_are_refused_and_touch_nothing() {
         (with(good(), json!({"mtu": 9217})), "invalid"),
         (with(good(), json!({"cores": [7]})), "invalid"),
         (with(good(), json!({"cores": [1, 2, 1]})), "invalid"),
+        (with(good(), json!({"cores": [1, 2, 1, 2]})), "invalid"),
         (with(good(), json!({"mac": "01:00:00:00:00:01"})), "invalid_params"),
         (with(good(), json!({"socket": {"path": "/etc/a"}})), "not_allowed"),
         (with(good(), json!({"socket": {"path": "/run/vf-test/control.sock"}})), "invalid"),
@@ -529,6 +530,46 @@ fn ports_spread_over_the_cores() {
     let info = desk.call("info", json!({})).unwrap();
     assert_eq!(info["cores"], json!([{"cpu": 1, "lanes": 3}, {"cpu": 2, "lanes": 3}]));
     assert_eq!((&info["ports"], &info["limits"]["ethdevs"]), (&json!(3), &json!(32)));
+}
+
+#[test]
+fn a_port_has_a_lane_on_as_many_cores_as_it_has_queue_pairs() {
+    let mut desk = Desk::new();
+    let lanes = |answer: &Value| {
+        let lanes = &answer["port"]["lanes"];
+        (lanes["guest_to_vf"].clone(), lanes["vf_to_guest"].clone())
+    };
+    let first = desk.call("port.attach", with(request("a", TAP, "a"), json!({"queue_pairs": 4}))).unwrap();
+    assert_eq!(lanes(&first), (json!([1, 2]), json!([1, 2])));
+    assert_eq!(first["port"]["cores"], json!([1, 1]), "those of the first lanes");
+    // The first lane of the next port is elsewhere: that is the one which most guests use.
+    let second = desk.call("port.attach", with(request("b", "soft:null", "b"), json!({"queue_pairs": 2}))).unwrap();
+    assert_eq!(lanes(&second), (json!([2, 1]), json!([2, 1])));
+    let asked = with(request("c", "soft:null", "c"), json!({"queue_pairs": 2, "cores": [1, 2, 2, 1]}));
+    assert_eq!(lanes(&desk.call("port.attach", asked.clone()).unwrap()), (json!([1, 2]), json!([2, 1])));
+    assert_eq!(desk.call("port.attach", asked).unwrap()["changed"], false);
+    let info = desk.call("info", json!({})).unwrap();
+    assert_eq!(info["cores"], json!([{"cpu": 1, "lanes": 6}, {"cpu": 2, "lanes": 6}]));
+    let stats = desk.call("stats", json!({"id": "c"})).unwrap();
+    let cpus = |direction: &str| {
+        let lanes = stats["ports"][0]["lanes"][direction].as_array().unwrap().iter();
+        lanes.map(|lane| lane["cpu"].clone()).collect::<Vec<_>>()
+    };
+    assert_eq!((cpus("guest_to_vf"), cpus("vf_to_guest")), (vec![json!(1), json!(2)], vec![json!(2), json!(1)]));
+
+    // Without cores they stay where they are. With more queue pairs there are more of them, with fewer fewer.
+    let one = with(request("d", "soft:null", "d"), json!({"cores": [2]}));
+    assert_eq!(lanes(&desk.call("port.attach", one).unwrap()), (json!([2]), json!([2])));
+    let mut cores = |pairs: u16| {
+        let token = desk.ask("port.attach", with(request("d", "soft:null", "d"), json!({"queue_pairs": pairs})));
+        let change = desk.change_asked().cores;
+        desk.settle();
+        desk.answer(token).unwrap().unwrap();
+        change
+    };
+    assert_eq!(cores(8), Some(vec![(1, 1), (0, 0)]));
+    assert_eq!(cores(3), None);
+    assert_eq!(cores(1), Some(vec![(1, 1)]));
 }
 
 #[test]

@@ -71,6 +71,8 @@ impl Asked {
 struct Thread {
     open: bool,
     closing: bool,
+    /// Lanes that it has cores for, in each direction.
+    cores: usize,
     vf: Option<TestVf>,
     status: PortStatus,
 }
@@ -110,7 +112,8 @@ impl Crew for Recorder {
         self.ask(Asked::Remove(port.clone(), vf));
     }
     fn open(&mut self, plan: PortPlan) {
-        let before = self.threads.insert(plan.id.clone(), Thread::default());
+        let thread = Thread { cores: plan.cores.len(), ..Thread::default() };
+        let before = self.threads.insert(plan.id.clone(), thread);
         assert!(before.is_none(), "{} was open", plan.id);
         self.ask(Asked::Open(plan));
     }
@@ -258,7 +261,15 @@ impl Desk {
                         let spec = thread.vf.as_ref().unwrap().spec.clone();
                         let (caps, link) = (VfCaps::default(), VfLink { up: true, ..VfLink::default() });
                         let xstats = vec![("rx_good".to_owned(), 7)];
-                        let status = VfStatus { spec, caps, queues: config.queues, link, xstats, read: self.now };
+                        let status = VfStatus {
+                            spec,
+                            caps,
+                            queues: config.queues,
+                            lanes: thread.cores.min(config.queues.into()),
+                            link,
+                            xstats,
+                            read: self.now,
+                        };
                         Event::VfReady { port, status }
                     }
                 }

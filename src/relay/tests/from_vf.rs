@@ -295,3 +295,25 @@ fn a_turn_of_long_chains_ends_early() {
     }
     assert_eq!((counters.snapshot().packets, guest.rx[0].ring.used_idx()), (256, 256));
 }
+
+/// What came before is not for a ring that begins disabled, however soon it is enabled.
+#[test]
+fn a_ring_that_starts_disabled_gets_nothing_from_before() {
+    let mut guest = Guest::new(1, 64);
+    let vf = ScriptedRx::default();
+    let counters = Arc::new(LaneCounters::default());
+    let mut lane = VfToGuest::new(LaneId(1), 1, vec![vf.clone()], counters.clone());
+    lane.insert_ring(0, guest.rx_plan(0)).unwrap();
+    lane.remove_ring(0).unwrap();
+    (0..3).for_each(|n| vf.arrive(numbered(1, n, 64)));
+    lane.insert_ring(0, RingPlan { enabled: false, ..guest.rx_plan(0) }).unwrap();
+    assert_eq!((vf.waiting(), counters.snapshot().dropped.disabled), (0, 3));
+    lane.remove_ring(0).unwrap();
+    lane.insert_ring(0, guest.rx_plan(0)).unwrap();
+    guest.rx[0].post(64);
+    vf.arrive(numbered(1, 3, 64));
+    lane.turn(&Clock::new().turn());
+    assert_eq!(guest.rx[0].receive().map(|frame| number(&frame)), Some((1, 3)));
+    assert!(guest.rx[0].receive().is_none());
+    assert_eq!(counters.snapshot().dropped.total(), 3);
+}

@@ -23,6 +23,10 @@ pub struct Script {
     pub sent: Vec<Vec<u8>>,
     /// Frames from this length on are sent from where they lie.
     pub lends_from: usize,
+    /// Those of which offloads are asked, too, behind a copy of their heads.
+    pub takes_heads: bool,
+    /// Offloads that were asked.
+    pub offloads: Vec<TxOffload>,
     /// Lent frames are not returned until told.
     pub keeps: bool,
     /// Then how often the lane asks before they are.
@@ -37,7 +41,7 @@ impl Script {
     /// Returns the `n` oldest. They are as they were sent: the guest did not get them back before.
     pub fn give_back(&mut self, n: usize) {
         for ((frame, memory), sent) in self.out.drain(..n) {
-            assert_eq!(frame.contents(&memory), sent);
+            assert_eq!(frame.contents(&memory), sent[sent.len() - frame.len()..]);
             self.returned = self.returned.wrapping_add(1);
         }
     }
@@ -58,6 +62,8 @@ impl ScriptedTx {
             pool: 1000,
             sent: Vec::new(),
             lends_from: usize::MAX,
+            takes_heads: false,
+            offloads: Vec::new(),
             keeps: false,
             asks: None,
             out: VecDeque::new(),
@@ -103,7 +109,7 @@ impl TxPacket for Packet {
     }
 
     fn set_offload(&mut self, offload: &TxOffload) {
-        panic!("no offload was negotiated: {offload:?}");
+        self.home.as_ref().expect("a frame that is sent").script().offloads.push(*offload);
     }
 }
 
@@ -130,6 +136,16 @@ impl TxQueue for ScriptedTx {
         Some(Packet { bytes: Vec::new(), lent: Some((frame, memory.memory().clone())), home: Some(self.clone()) })
     }
 
+    fn takes_heads(&self) -> bool {
+        self.script().takes_heads
+    }
+
+    fn lend_behind(&mut self, head: &[u8], rest: HostRange, memory: &Arc<Lendable>) -> Option<Packet> {
+        let mut packet = self.lend(rest, memory)?;
+        packet.bytes = head.to_vec();
+        Some(packet)
+    }
+
     fn lent(&self) -> u32 {
         self.script().lent
     }
@@ -154,8 +170,8 @@ impl TxQueue for ScriptedTx {
             if mask >> place & 1 == 0 {
                 let mut script = self.script();
                 let lent = packet.lent.take();
-                let bytes =
-                    lent.as_ref().map_or_else(|| packet.bytes.clone(), |(frame, memory)| frame.contents(memory));
+                let mut bytes = packet.bytes.clone();
+                bytes.extend(lent.iter().flat_map(|(frame, memory)| frame.contents(memory)));
                 if let Some(lent) = lent {
                     script.out.push_back((lent, bytes.clone()));
                     script.lent = script.lent.wrapping_add(1);

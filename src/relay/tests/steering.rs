@@ -30,10 +30,6 @@ fn boot_reality(queues: usize) {
             lane.remove_ring(pair).unwrap();
             lane.insert_ring(pair, RingPlan { enabled: enabled.contains(&pair), ..guest.rx_plan(pair) }).unwrap();
         }
-        let direct: Vec<u16> = enabled.iter().filter(|&&pair| pair < queues).map(|&pair| pair as u16).collect();
-        let direct = if direct.len() == enabled.len() { direct } else { Vec::new() };
-        assert_eq!(lane.direct_queues(), direct, "{enabled:?}");
-
         let mut home = [None; FLOWS as usize];
         let mut rings = [false; PAIRS];
         for round in 0..20 {
@@ -140,4 +136,134 @@ fn a_queue_that_is_never_empty_does_not_keep_others_waiting() {
         assert!(others < 4096, "waits for ever");
     }
     assert!(others > 500, "the old queue first: {others}");
+}
+
+/// Two lanes over four queues of a VF, with a counter of their own each.
+fn two_lanes(vf: &[ScriptedRx]) -> ([Box<dyn Lane>; 2], [Arc<LaneCounters>; 2]) {
+    let counters = [Arc::new(LaneCounters::default()), Arc::new(LaneCounters::default())];
+    let mut first = VfToGuest::new(LaneId(1), PAIRS, vf.to_vec(), counters[0].clone());
+    let mut second = first.sibling(LaneId(2), counters[1].clone()).unwrap();
+    for queue in [1, 3] {
+        second.adopt_queue(queue, first.release_queue(queue).unwrap());
+    }
+    assert!(first.release_queue(1).is_none(), "it has an owner");
+    ([Box::new(first), second], counters)
+}
+
+#[test]
+fn each_lane_feeds_the_rings_of_its_queues() {
+    let mut guest = Guest::new(PAIRS, 256);
+    let vf: Vec<_> = (0..PAIRS).map(|_| ScriptedRx::default()).collect();
+    let (mut lanes, counters) = two_lanes(&vf);
+    let clock = Clock::new();
+    for pair in 0..PAIRS {
+        lanes[pair % 2].insert_ring(pair, guest.rx_plan(pair)).unwrap();
+        guest.rx[pair].post(256);
+        (0..10).for_each(|n| vf[pair].arrive(numbered(pair as u8, n, 64)));
+    }
+    lanes[1].turn(&clock.turn());
+    assert!(guest.rx[0].receive().is_none() && guest.rx[2].receive().is_none(), "not its rings");
+    lanes[0].turn(&clock.turn());
+    for (pair, rx) in guest.rx.iter_mut().enumerate() {
+        // Some are looked at above; none of those was there.
+        for n in 0..10 {
+            assert_eq!(rx.receive().map(|frame| number(&frame)), Some((pair as u8, n)));
+        }
+        assert!(rx.receive().is_none());
+    }
+    assert_eq!(counters.map(|counters| counters.snapshot().packets), [20, 20]);
+}
+
+/// Queues go from lane to lane with what they hold, and what waited for nobody is not taken along.
+#[test]
+fn a_queue_goes_to_another_lane_with_its_frames_in_order() {
+    let mut guest = Guest::new(PAIRS, 256);
+    let vf: Vec<_> = (0..PAIRS).map(|_| ScriptedRx::default()).collect();
+    let (mut lanes, counters) = two_lanes(&vf);
+    let clock = Clock::new();
+    // From before there was a guest.
+    (0..5).for_each(|n| vf[1].arrive(numbered(1, n, 64)));
+    (0..7).for_each(|n| vf[0].arrive(numbered(0, n, 64)));
+    lanes[0].insert_ring(0, guest.rx_plan(0)).unwrap();
+    assert_eq!(counters[0].snapshot().dropped.not_ready, 7);
+    // The second lane has no ring yet.
+    let moving = lanes[1].release_queue(1).unwrap();
+    lanes[0].adopt_queue(1, moving);
+    assert_eq!(counters[0].snapshot().dropped.not_ready, 12);
+
+    // Held, since the guest has no buffers.
+    (0..8).for_each(|n| vf[1].arrive(numbered(1, n, 64)));
+    lanes[0].turn(&clock.turn());
+    assert_eq!((vf[1].waiting(), counters[0].snapshot().packets), (0, 0));
+    (8..12).for_each(|n| vf[1].arrive(numbered(1, n, 64)));
+    lanes[1].insert_ring(1, guest.rx_plan(1)).unwrap();
+    let moving = lanes[0].release_queue(1).unwrap();
+    lanes[1].adopt_queue(1, moving);
+    guest.rx[1].post(256);
+    lanes[1].turn(&clock.turn());
+    for n in 0..12 {
+        assert_eq!(guest.rx[1].receive().map(|frame| number(&frame)), Some((1, n)));
+    }
+    assert_eq!(counters[0].snapshot().dropped.total() + counters[1].snapshot().dropped.total(), 12);
+}
+
+/// As above with one lane: a flow that the VF moves from a queue of one lane to a queue of the other.
+#[test]
+fn a_flow_that_the_vf_moves_to_another_lane_stays_in_order() {
+    let mut guest = Guest::new(PAIRS, 256);
+    let vf: Vec<_> = (0..PAIRS).map(|_| ScriptedRx::default()).collect();
+    let (mut lanes, counters) = two_lanes(&vf);
+    let clock = Clock::new();
+    for pair in 0..PAIRS {
+        lanes[pair % 2].insert_ring(pair, guest.rx_plan(pair)).unwrap();
+        guest.rx[pair].post(256);
+    }
+    let (mut sent, mut seen) = (0, 0);
+    let mut arrive = |queue: usize, n: usize| {
+        for _ in 0..n {
+            vf[queue].arrive(numbered(0, sent, 64));
+            sent += 1;
+        }
+    };
+    for (from, to, before, now) in [
+        (3, 0, &[][..], &[0, 1][..]),
+        (1, 0, &[0, 1], &[0]),
+        (2, 1, &[2, 3], &[0, 1]),
+        (0, 3, &[0, 1], &[2, 3]),
+        (1, 2, &[1], &[1, 2]),
+    ] {
+        arrive(from, 70);
+        // Any of them is told, and the others look when they are handed out.
+        lanes[from % 2].table_moved(before, now);
+        lanes.iter_mut().for_each(|lane| lane.settle(&clock.turn()));
+        arrive(to, 40);
+        // The lane with the newer ones is the first to have turns.
+        let (newer, older) = (to % 2, from % 2);
+        for round in 0..3 {
+            lanes[newer].turn(&clock.turn());
+            lanes[newer].turn(&clock.turn());
+            if round == 0 && newer != older {
+                assert!(lanes[newer].doze(), "its core would sleep on frames that wait for the other lane");
+                lanes[newer].wake();
+            }
+            if newer != older {
+                let waiting = vf[to].waiting();
+                assert!(waiting == 40 || vf[from].waiting() == 0, "{waiting} wait in {to}, older ones in {from}");
+            }
+            lanes[older].turn(&clock.turn());
+        }
+        for lane in &mut lanes {
+            assert!(!lane.doze());
+            lane.wake();
+        }
+        for (ring, frames) in [(from, 70), (to, 40)] {
+            for _ in 0..frames {
+                assert_eq!(guest.rx[ring].receive().map(|frame| number(&frame)), Some((0, seen)), "{from} to {to}");
+                seen += 1;
+            }
+            guest.rx[ring].post(256);
+        }
+    }
+    assert_eq!(seen, sent);
+    assert!(counters.iter().all(|counters| counters.snapshot().dropped.total() == 0));
 }

@@ -432,3 +432,102 @@ fn a_turn_of_long_chains_ends_early() {
     }
     assert_eq!((counters.snapshot().packets, guest.tx[0].ring.used_idx()), (LONGEST.into(), LONGEST));
 }
+
+#[test]
+fn each_lane_sends_on_the_queues_of_its_pairs() {
+    const PAIRS: usize = 4;
+    let mut guest = Guest::new(PAIRS, 64);
+    // Two pairs share a queue, and so a lane.
+    let vf = [ScriptedTx::new(), ScriptedTx::new()];
+    let counters = [Arc::new(LaneCounters::default()), Arc::new(LaneCounters::default())];
+    let ready = Arc::new(AtomicBool::new(true));
+    let mut first = GuestToVf::new(LaneId(1), PAIRS, vf.to_vec(), ready, counters[0].clone());
+    let mut second = first.sibling(LaneId(2), counters[1].clone()).unwrap();
+    second.adopt_queue(1, first.release_queue(1).unwrap());
+    let mut lanes: [Box<dyn Lane>; 2] = [Box::new(first), second];
+    for pair in [3, 0, 1, 2] {
+        lanes[pair % 2].insert_ring(pair, guest.tx_plan(pair)).unwrap();
+        guest.tx[pair].send(&[0; 12], &numbered(pair as u8, 0, 64));
+        guest.tx[pair].ring.publish();
+    }
+    let clock = Clock::new();
+    for lane in &mut lanes {
+        assert_eq!(lane.turn(&clock.turn()), 2);
+    }
+    let flows = |queue: usize| vf[queue].script().sent.iter().map(|frame| number(frame).0).collect::<Vec<_>>();
+    assert_eq!((flows(0), flows(1)), (vec![0, 2], vec![1, 3]));
+    assert_eq!(counters.map(|counters| counters.snapshot().packets), [2, 2]);
+    // What is out is out, and the others stay.
+    assert_eq!((lanes[1].remove_ring(1), lanes[1].remove_ring(1)), (Some(1), None));
+    guest.tx[3].send(&[0; 12], &numbered(3, 1, 64));
+    guest.tx[3].ring.publish();
+    lanes[1].turn(&clock.turn());
+    assert_eq!(flows(1), [1, 3, 3]);
+}
+
+/// The header of a partial TCP checksum of a frame over IPv4, or of its segmentation too.
+fn asks(gso_size: u16) -> [u8; HEADER] {
+    let mut header = [0; HEADER];
+    header[..2].copy_from_slice(&[1, u8::from(gso_size > 0)]);
+    header[4..6].copy_from_slice(&gso_size.to_le_bytes());
+    header[6..10].copy_from_slice(&[34, 0, 16, 0]);
+    header
+}
+
+fn tcp(len: usize) -> Vec<u8> {
+    let mut frame = vec![2; 12];
+    frame.extend([0x08, 0, 0x45, 0, 0, 0, 0, 0, 0, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
+    frame.extend([0, 80, 0, 90, 0, 0, 0, 0, 0, 0, 0, 1, 0x50, 0x18, 1, 0, 0, 0, 0, 0]);
+    frame.resize(len, 7);
+    frame
+}
+
+/// A guest that changes headers after they were judged: the VF gets those that were, and the rest from where it lies.
+#[test]
+fn what_was_judged_is_what_the_vf_gets() {
+    let mut guest = Guest::new(1, 64);
+    let vf = ScriptedTx::new();
+    vf.script().takes_heads = true;
+    vf.script().lends_from = 256;
+    vf.script().keeps = true;
+    vf.script().takes.push_back(0);
+    let (ready, counters) = (Arc::new(AtomicBool::new(true)), Arc::new(LaneCounters::default()));
+    let mut lane = GuestToVf::new(LaneId(1), 1, vec![vf.clone()], ready, counters.clone());
+    let mut plan = guest.tx_plan(0);
+    plan.rules = TxRules { checksum: true, tso4: true, vf_checksum: true, vf_tso: true, ..plan.rules };
+    plan.config.max_frame = 65536;
+    lane.insert_ring(0, plan).unwrap();
+    // The last is too short to be worth it.
+    let lens = [600, 1522, 2000, 511];
+    for len in lens {
+        guest.tx[0].send(&asks(if len > 1522 { 1400 } else { 0 }), &tcp(len));
+    }
+    guest.tx[0].ring.publish();
+    let clock = Clock::new();
+    lane.turn(&clock.turn());
+    assert!(vf.script().sent.is_empty());
+    // As `Guest` lays its memory out: behind two rings the buffers of the first, and of this one.
+    let buffers = 2 * 16 * 1024 + 64 * BUFFER;
+    for (slot, len) in lens.iter().enumerate() {
+        guest.tx[0].ring.put(buffers + slot * BUFFER + HEADER, &vec![0xee; *len]);
+    }
+    lane.turn(&clock.turn());
+    let sent = std::mem::take(&mut vf.script().sent);
+    for (frame, len) in sent.iter().zip(lens) {
+        let judged = if len < 512 { len } else { 256 };
+        assert_eq!(frame.len(), len);
+        assert_eq!(frame[..judged], tcp(len)[..judged]);
+        assert!(frame[judged..].iter().all(|byte| *byte == 0xee));
+    }
+    let asked: Vec<_> = vf.script().offloads.iter().map(|offload| (offload.segment, offload.l3_len)).collect();
+    assert_eq!(asked, [(0, 20), (0, 20), (1400, 20), (0, 20)]);
+    // They are the guest's again when the VF is done with what it has of theirs.
+    assert_eq!((counters.snapshot().zero_copied, guest.tx[0].reclaim()), (3, 0));
+    vf.script().give_back(2);
+    lane.turn(&clock.turn());
+    assert_eq!(guest.tx[0].reclaim(), 0, "one is out");
+    vf.script().give_back(1);
+    lane.turn(&clock.turn());
+    assert_eq!((guest.tx[0].reclaim(), counters.snapshot().packets), (4, 4));
+    assert_eq!(vf.script().pool, 1000);
+}

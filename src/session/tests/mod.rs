@@ -2,6 +2,7 @@
 
 pub(super) mod fds;
 mod front_ends;
+mod lanes;
 mod memory;
 mod offloads;
 mod replies;

@@ -30,7 +30,7 @@ pub(super) const CONFIG: VfConfig = VfConfig { queues: 1, mtu: 1500, mac: None }
 pub(super) fn port(core: &Arc<Vec<Poller>>, vf: Vf) -> (PortLanes, PortCounters) {
     let counters = PortCounters::default();
     let log = std::rc::Rc::new(crate::session::port_log::PortLog::new("p"));
-    let mut lanes = PortLanes::new("p", log, core.clone(), (0, 0), counters.clone(), 1, 1500).unwrap();
+    let mut lanes = PortLanes::new("p", log, core.clone(), &[(0, 0)], counters.clone(), 1, 1500).unwrap();
     lanes.give_vf(VfSpec::SoftLoop, vf, &CONFIG).unwrap();
     (lanes, counters)
 }
