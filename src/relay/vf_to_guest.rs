@@ -91,6 +91,10 @@ struct Room {
     frame: usize,
 }
 
+fn room_of(plan: &RingPlan) -> Option<Room> {
+    plan.zero_copy.then_some(Room { header: plan.config.header_len, frame: plan.rules.max_wire_frame })
+}
+
 impl RxSeat {
     #[inline]
     fn header(&self, packet: &impl RxPacket) -> NetHeader {
@@ -433,6 +437,7 @@ impl<Q: RxQueue> Lane for VfToGuest<Q> {
     }
 
     fn insert_ring(&mut self, pair: usize, plan: RingPlan) -> Result<()> {
+        let room = room_of(&plan);
         let ring = RxRing::new(plan.memory, &plan.config)?;
         // A ring that is rebuilt, or a front end that reconnects at once, misses nothing.
         if self.is_empty() && self.deserted.is_none_or(|since| since.elapsed() > STALE) {
@@ -444,14 +449,31 @@ impl<Q: RxQueue> Lane for VfToGuest<Q> {
             ring,
             doorbell: plan.doorbell,
             enabled: plan.enabled,
-            zero_copy: plan
-                .zero_copy
-                .then_some(Room { header: plan.config.header_len, frame: plan.rules.max_wire_frame }),
+            zero_copy: room,
             guest_checksum: plan.guest_checksum,
             dry: false,
         });
         self.steer();
         Ok(())
+    }
+
+    fn change_ring(&mut self, pair: usize, plan: &RingPlan) -> bool {
+        let Some(seat) = &self.seats[pair] else { return false };
+        let moves = !Arc::ptr_eq(seat.ring.memory(), &plan.memory);
+        let (steers, room) = (moves || seat.enabled != plan.enabled, room_of(plan));
+        if moves || room.is_none() {
+            self.unstock(pair);
+        }
+        let Some(seat) = &mut self.seats[pair] else { return false };
+        if moves {
+            seat.ring.switch_memory(plan.memory.clone());
+        }
+        seat.doorbell = plan.doorbell.clone();
+        (seat.enabled, seat.zero_copy) = (plan.enabled, room);
+        if steers {
+            self.steer();
+        }
+        true
     }
 
     fn remove_ring(&mut self, pair: usize) -> Option<u16> {

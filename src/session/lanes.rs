@@ -16,7 +16,7 @@ use crate::error::Result;
 use crate::ethernet::{MAX_TSO_FRAME, TAGGED_HEADER};
 use crate::guest::{Drained, GuestMemory};
 use crate::relay::{Doorbell, GuestToVf, Lane, LaneId, Poller, RingPlan, TxRules, VfToGuest};
-use crate::ring::{RingConfig, RingFault};
+use crate::ring::RingFault;
 use crate::vf::{Dma, Queues, Vf, VfCaps, VfConfig, VfSpec};
 
 /// Indices of the two directions.
@@ -34,14 +34,14 @@ enum Whereabouts {
     Out(LaneId),
 }
 
-/// Whether a ring that was built from `ours` is what `plan` says. Where it begins is no part of what it is.
-fn is_built_from(ours: &RingPlan, plan: &RingPlan) -> bool {
-    Arc::ptr_eq(&ours.memory, &plan.memory)
-        && RingConfig { base: 0, ..ours.config } == RingConfig { base: 0, ..plan.config }
-        && ours.doorbell.is(&plan.doorbell)
-        && ours.lendable.as_ref().map(Arc::as_ptr) == plan.lendable.as_ref().map(Arc::as_ptr)
-        && (ours.enabled, ours.rules, ours.zero_copy, ours.guest_checksum)
-            == (plan.enabled, plan.rules, plan.zero_copy, plan.guest_checksum)
+impl Whereabouts {
+    /// The lane, which is at home.
+    fn home(&mut self) -> &mut Box<dyn Lane> {
+        match self {
+            Self::Home(lane) => lane,
+            Self::Out(_) => unreachable!("paused before"),
+        }
+    }
 }
 
 /// The VF in place.
@@ -71,10 +71,15 @@ pub(super) struct PortLanes {
     lost: Vec<Option<u16>>,
     /// A signal to this guest blocked.
     silenced: bool,
+    /// A lane keeps memory that it has no use for but that frames of it are out.
+    untidy: bool,
     vf: Option<InPlace>,
     /// The VF can send: shared with the lane.
     ready: Arc<AtomicBool>,
     reta: Vec<u16>,
+    /// Rings so far, each of which may have waited for the VF.
+    #[cfg(test)]
+    pub(super) taken_out: usize,
 }
 
 /// Lanes are numbered over the life of the process.
@@ -112,9 +117,12 @@ impl PortLanes {
             faults: vec![None; 2 * pairs],
             lost: vec![None; 2 * pairs],
             silenced: false,
+            untidy: false,
             vf: None,
             ready,
             reta: Vec::new(),
+            #[cfg(test)]
+            taken_out: 0,
         })
     }
 
@@ -229,6 +237,11 @@ impl PortLanes {
         self.silenced
     }
 
+    /// Whether the lanes are to come home now and then, to let go of memory.
+    pub(super) fn is_untidy(&self) -> bool {
+        self.untidy
+    }
+
     /// Whether rings are built for moving frames without a copy. The caller pauses before and resumes after.
     pub(super) fn set_zero_copy(&mut self, zero_copy: ZeroCopy) {
         self.zero_copy = zero_copy;
@@ -278,14 +291,15 @@ impl PortLanes {
 
     /// The lane of a direction, which is at home.
     fn home(&mut self, direction: usize) -> &mut Box<dyn Lane> {
-        match &mut self.lanes[direction] {
-            Whereabouts::Home(lane) => lane,
-            Whereabouts::Out(_) => unreachable!("paused before"),
-        }
+        self.lanes[direction].home()
     }
 
     /// Takes a ring out; its position.
     fn take_out(&mut self, ring: usize) -> Option<u16> {
+        #[cfg(test)]
+        {
+            self.taken_out += usize::from(self.built[ring].is_some());
+        }
         let (direction, pair) = place_of(ring);
         self.faults[ring] = None;
         let lost = self.lost[ring].take();
@@ -393,7 +407,8 @@ impl Lanes for PortLanes {
             return;
         }
         let sends = |ring: &usize| place_of(*ring).0 == GUEST_TO_VF && self.plan(*ring, state, memory).is_some();
-        if (0..self.built.len()).any(|ring| sends(&ring)) {
+        // Off it is for what is mapped already, too, whether a ring sends or not.
+        if self.zero_copy == ZeroCopy::Off || (0..self.built.len()).any(|ring| sends(&ring)) {
             let vf = self.vf.as_ref().map(|place| &place.vf);
             self.lending.follow(vf, memory, self.zero_copy);
         }
@@ -402,7 +417,12 @@ impl Lanes for PortLanes {
             let plan = self.plan(ring, state, memory);
             match (&self.built[ring], plan) {
                 (None, None) => {}
-                (Some(built), Some(plan)) if is_built_from(built, &plan) => {}
+                (Some(built), Some(plan)) if built.is(&plan) => {}
+                (Some(built), Some(plan))
+                    if built.is_near(&plan) && self.lanes[direction].home().change_ring(pair, &plan) =>
+                {
+                    self.built[ring] = Some(plan);
+                }
                 (built, plan) => {
                     let rebuilt = built.is_some();
                     let position = self.take_out(ring);
@@ -412,7 +432,7 @@ impl Lanes for PortLanes {
                     }
                     match self.home(direction).insert_ring(pair, plan.clone()) {
                         Ok(()) => {
-                            // Once a start: it is built anew for every small change.
+                            // Once a start: features that change build it anew.
                             if !rebuilt && self.log.allows() {
                                 info!(port = %self.id, ring, size = plan.config.size, "ring runs");
                             }
@@ -429,6 +449,7 @@ impl Lanes for PortLanes {
                 }
             }
         }
+        self.untidy = !self.home(GUEST_TO_VF).forget_memories();
         let direct = self.home(VF_TO_GUEST).direct_queues();
         if direct != self.reta
             && let Some(place) = &mut self.vf

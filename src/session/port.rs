@@ -482,7 +482,8 @@ impl<'tell> Port<'tell> {
         }
     }
 
-    /// Looks at link, statistics, quarantined rings, and frames that do not come back, once a second.
+    /// Looks at link, statistics, quarantined rings, frames that do not come back, and memory that is kept for such, once
+    /// a second.
     fn look(&mut self) {
         let now = Instant::now();
         if now < self.next_look {
@@ -506,7 +507,7 @@ impl<'tell> Port<'tell> {
         // A VF that stood still from one look to the next, with frames of the guest: it would wait for them for ever.
         let stuck = owed.is_some() && owed == self.owed;
         self.owed = owed;
-        if quarantined != self.quarantined || stuck {
+        if quarantined != self.quarantined || stuck || self.lanes.is_untidy() {
             self.quarantined = quarantined;
             self.lanes.pause();
             if stuck {

@@ -174,8 +174,11 @@ pub trait TxQueue: Send + 'static {
     fn lent(&self) -> u32 {
         0
     }
-    /// No frame is staged: keeps no memory any longer in which no lent frame is out.
-    fn forget_memories(&mut self) {}
+    /// At home, with no frame staged: keeps no memory any longer in which no lent frame is out, but for `current`. Whether
+    /// that is all it keeps.
+    fn forget_memories(&mut self, _current: Option<&Arc<Lendable>>) -> bool {
+        true
+    }
     /// Has the VF say what it is done with, where it does not unasked; not more often than is worth it.
     fn reclaim(&mut self, _now: Instant) {}
     /// How many of these the VF is done with, in the order of sending.
