@@ -113,6 +113,7 @@ fn ethdevs() {
     leaves_nothing(&eal, &tap);
     frame_outlives_vf(&eal);
     // After what counts bytes: net_null loses some.
+    reset();
     reta();
     lenders();
     queue_outlives_vf();
@@ -149,6 +150,31 @@ fn null() {
     assert_eq!(device.rx[0].receive(&mut ArrayVec::new()), BURST);
     device.remove();
     println!("net_null: {caps:?}");
+}
+
+/// A driver says so when the PF of its VF was reset. net_null never does: that it did is said in its place.
+fn reset() {
+    unsafe extern "C" {
+        static mut rte_eth_devices: [u8; 0];
+        fn rte_eth_dev_callback_process(device: *mut u8, event: u32, value: *mut u8) -> i32;
+    }
+    let mut device = Device::start("vdev:net_null0", 1, 1500);
+    assert!(device.vf.link().up && !device.vf.was_reset());
+    // SAFETY: the table of ethdevs, of which this is the first and only one; the callback is the VF's own.
+    let rc = unsafe {
+        assert_eq!(dpdk_sys::rte_eth_dev_count_total(), 1);
+        rte_eth_dev_callback_process(
+            (&raw mut rte_eth_devices).cast(),
+            dpdk_sys::SHIM_EVENT_RESET,
+            std::ptr::null_mut(),
+        )
+    };
+    assert_eq!(rc, 0);
+    assert!(device.vf.was_reset() && !device.vf.link().up, "frames for it are not ready");
+    assert!(!device.vf.revives(), "by a driver of which that is not known");
+    device.vf.restart().unwrap();
+    assert!(device.vf.link().up && !device.vf.was_reset());
+    device.remove();
 }
 
 /// Memory that frames were lent from stays as long as it is of use, and never goes on the lane's core: unmapping takes

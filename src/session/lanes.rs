@@ -199,6 +199,23 @@ impl PortLanes {
         self.ready.swap(up, Relaxed) != up
     }
 
+    /// Whether the VF lost what its driver had set up.
+    pub(super) fn was_reset(&self) -> bool {
+        self.vf.as_ref().is_some_and(|place| place.vf.was_reset())
+    }
+
+    /// Sets such a VF up again. `false`: its driver does that only when it is probed. The caller pauses before and resumes
+    /// after.
+    pub(super) fn revive(&mut self) -> bool {
+        let Some(place) = self.vf.as_mut().filter(|place| place.vf.revives()) else { return false };
+        if let Err(error) = place.vf.restart() {
+            // The next look at it finds it stopped.
+            warn!(port = %self.id, %error, "cannot restart the VF");
+        }
+        self.reta.clear();
+        true
+    }
+
     /// The VF in place, to be asked.
     pub(super) fn vf_mut(&mut self) -> Option<&mut Vf> {
         self.vf.as_mut().map(|place| &mut place.vf)

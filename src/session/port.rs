@@ -494,10 +494,12 @@ impl<'tell> Port<'tell> {
         if !self.told.rings.is_empty() && self.told.rings.iter().all(|ring| ring.running && ring.enabled) {
             super::lanes::delay_for_tests("LOOK", &self.plan.id);
         }
+        if self.lanes.was_reset() {
+            self.revive();
+        }
         self.lanes.look_at_link();
         if let Some(Err(error)) = self.lanes.vf_mut().map(|vf| vf.require_present()) {
-            let vf = self.while_drained(PortLanes::take_vf).map(|(_, vf)| vf);
-            (self.tell)(PortEvent::VfFailed { error, vf });
+            self.give_back(error);
         }
         self.tell_vf();
         let counters = &self.plan.counters;
@@ -517,6 +519,27 @@ impl<'tell> Port<'tell> {
                 guest.session.hand_out(&mut self.lanes);
             }
         }
+    }
+
+    /// Sets a VF up again whose PF was reset. What it had taken is lost, and what the guest sends meanwhile is not ready.
+    fn revive(&mut self) {
+        warn!(port = %self.plan.id, "the PF was reset, and its VF with it: the VF is set up again");
+        // Before all else.
+        self.lanes.look_at_link();
+        self.lanes.pause();
+        let revived = self.lanes.revive();
+        if let Some(guest) = &mut self.guest {
+            guest.session.hand_out(&mut self.lanes);
+        }
+        if !revived {
+            self.give_back(Error::VfAbsent("the PF was reset, and its VF with it: the VF is set up anew".into()));
+        }
+    }
+
+    /// The VF does not work any more: it goes back to control.
+    fn give_back(&mut self, error: Error) {
+        let vf = self.while_drained(PortLanes::take_vf).map(|(_, vf)| vf);
+        (self.tell)(PortEvent::VfFailed { error, vf });
     }
 
     fn tell_vf(&mut self) {

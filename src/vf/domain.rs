@@ -5,6 +5,7 @@
 
 use std::ffi::{CString, c_int, c_void};
 use std::ops::Range;
+use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
@@ -22,6 +23,8 @@ pub(super) struct Domain {
 #[derive(Debug)]
 struct Heap {
     container: Arc<Container>,
+    /// Of the group that is in it; DPDK's.
+    group: RawFd,
     /// Of the callback that follows EAL's memory.
     name: CString,
     /// Memory came that could not be mapped.
@@ -46,7 +49,7 @@ impl Domain {
             0.. => Container::over(fd, bound).map_err(|error| format!("its VFIO container is of no use: {error}")),
             _ => Err(format!("IOMMU group {group} cannot be opened")),
         };
-        let made = container.and_then(|container| Self::follow(Arc::new(container), address));
+        let made = container.and_then(|container| Self::follow(Arc::new(container), bound, address));
         if made.is_err() {
             close(fd);
         }
@@ -54,9 +57,9 @@ impl Domain {
     }
 
     /// Maps what EAL has, and follows what it gets.
-    fn follow(container: Arc<Container>, address: PciAddress) -> Result<Self, String> {
+    fn follow(container: Arc<Container>, group: RawFd, address: PciAddress) -> Result<Self, String> {
         let name = CString::new(format!("vf_{address}")).expect("no NUL in it");
-        let heap = Box::new(Heap { container, name, short: AtomicBool::new(false) });
+        let heap = Box::new(Heap { container, group, name, short: AtomicBool::new(false) });
         let arg = heap.as_ref().argument();
         // SAFETY: EAL is initialised. The callback is unregistered before its argument goes. With the lock held nothing
         // comes or goes between walk and registration.
@@ -78,6 +81,11 @@ impl Domain {
             return Err(format!("EAL does not tell of its memory: errno {}", eal::errno()));
         }
         Ok(Self { heap })
+    }
+
+    /// The file of its IOMMU group.
+    pub(super) fn group(&self) -> RawFd {
+        self.heap.group
     }
 
     /// All of EAL's memory is mapped.
