@@ -33,11 +33,22 @@ struct Heap {
 
 impl Domain {
     /// For a VF that is not probed yet. Else why it cannot have one.
-    pub(super) fn of(address: PciAddress) -> Result<Self, String> {
+    ///
+    /// # Errors
+    /// [`crate::Error::VfAbsent`] if another process has its IOMMU group.
+    pub(super) fn of(address: PciAddress) -> crate::Result<Result<Self, String>> {
+        let group = match pci::own_group(address) {
+            Ok(group) => group,
+            Err(why) => return Ok(Err(why)),
+        };
+        pci::require_free(address, group)?;
+        Ok(Self::over(group, address))
+    }
+
+    fn over(group: i32, address: PciAddress) -> Result<Self, String> {
         if !eal::addresses_are_virtual() {
             return Err("EAL uses physical addresses for DMA (--iova-mode=va)".into());
         }
-        let group = pci::own_group(address)?;
         // SAFETY: takes nothing; on the device thread only.
         let fd = unsafe { dpdk_sys::shim_vfio_container_create() };
         if fd < 0 {
@@ -99,10 +110,17 @@ impl Domain {
     }
 }
 
+impl Domain {
+    /// The VF is about to be removed: follows EAL's memory no more.
+    pub(super) fn end(&mut self) {
+        // SAFETY: registered with these, or never, or not any more.
+        unsafe { dpdk_sys::rte_mem_event_callback_unregister(self.heap.name.as_ptr(), self.heap.argument()) };
+    }
+}
+
 impl Drop for Domain {
     fn drop(&mut self) {
-        // SAFETY: registered with these, or never.
-        unsafe { dpdk_sys::rte_mem_event_callback_unregister(self.heap.name.as_ptr(), self.heap.argument()) };
+        self.end();
         match Arc::strong_count(&self.heap.container) {
             1 => close(self.heap.container.fd()),
             // Its number stays taken, so that what unmaps later unmaps nothing of others.

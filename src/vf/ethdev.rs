@@ -97,7 +97,7 @@ impl EthdevVf {
             )));
         }
         let (domain, shared) = match spec {
-            VfSpec::Pci(address) => match Domain::of(*address) {
+            VfSpec::Pci(address) => match Domain::of(*address)? {
                 Ok(domain) => (Some(domain), None),
                 Err(why) => {
                     tracing::info!(vf = %spec, why, "the VF is in the DMA domain of EAL, with others");
@@ -154,7 +154,12 @@ impl EthdevVf {
         });
         if made.is_err() {
             // SAFETY: undoes the probe.
-            unsafe { dpdk_sys::rte_eal_hotplug_remove(bus.as_ptr(), name.as_ptr()) };
+            let rc = unsafe { dpdk_sys::rte_eal_hotplug_remove(bus.as_ptr(), name.as_ptr()) };
+            if rc < 0 {
+                tracing::error!(vf = %spec, rc, "a VF that is of no use cannot be removed either; {DEFECT}");
+                keep(domain);
+                return made;
+            }
         }
         made.map(|vf| Self { domain, ..vf })
     }
@@ -561,14 +566,17 @@ impl EthdevVf {
         self.resets = None;
         // SAFETY: nobody uses the port: its queues were dropped.
         let closed = unsafe { dpdk_sys::rte_eth_dev_close(self.port) };
+        if let Some(domain) = &mut self.domain {
+            // The device uses no memory any more, and the next moment there is no IOMMU to map what comes.
+            domain.end();
+        }
         // SAFETY: as above; called on the device thread only.
         let removed = unsafe { dpdk_sys::rte_eal_hotplug_remove(bus_of(&self.spec).as_ptr(), self.name.as_ptr()) };
         quirks::after_close(&self.spec);
         match removed {
             // Before memory goes, which it would follow: the IOMMU went with the device.
             0.. => self.domain = None,
-            // It may still be open there.
-            _ => std::mem::forget(self.domain.take()),
+            _ => keep(self.domain.take()),
         }
         // Only now: closing gave back the mbufs that the device held.
         self.configured = None;
@@ -581,6 +589,11 @@ impl EthdevVf {
     fn check(&self, call: &'static str, rc: c_int, hint: &'static str) -> Result<()> {
         check(call, || self.spec.to_string(), rc, hint)
     }
+}
+
+/// Of a device that could not be removed, which may still be open there.
+fn keep(domain: Option<Domain>) {
+    std::mem::forget(domain);
 }
 
 fn bus_of(spec: &VfSpec) -> &'static CStr {
