@@ -55,6 +55,7 @@ enum {
 enum {
 	SHIM_IOVA_VA = RTE_IOVA_VA,
 	SHIM_MEM_ALLOC = RTE_MEM_EVENT_ALLOC,
+	SHIM_EVENT_RESET = RTE_ETH_EVENT_INTR_RESET,
 };
 
 /* mbuf flags and ethdev capabilities are casts and 64-bit macros */

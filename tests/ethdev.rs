@@ -7,13 +7,15 @@ mod tries;
 #[allow(dead_code)]
 mod wire;
 
+use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::process;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use arrayvec::ArrayVec;
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use virtio_forwarder::error::Error;
 use virtio_forwarder::guest::{Gpa, GuestMemory, RegionSpec, UserAddr};
 use virtio_forwarder::ring::{BURST, Gather};
@@ -112,7 +114,9 @@ fn ethdevs() {
     leaves_nothing(&eal, &tap);
     frame_outlives_vf(&eal);
     // After what counts bytes: net_null loses some.
+    reset();
     reta();
+    lenders();
     queue_outlives_vf();
     slots_run_out(&eal);
     memory_runs_out();
@@ -147,6 +151,67 @@ fn null() {
     assert_eq!(device.rx[0].receive(&mut ArrayVec::new()), BURST);
     device.remove();
     println!("net_null: {caps:?}");
+}
+
+/// A driver says so when the PF of its VF was reset. net_null never does: that it did is said in its place.
+fn reset() {
+    unsafe extern "C" {
+        static mut rte_eth_devices: [u8; 0];
+        fn rte_eth_dev_callback_process(device: *mut u8, event: u32, value: *mut u8) -> i32;
+    }
+    let mut device = Device::start("vdev:net_null0", 1, 1500);
+    assert!(device.vf.link().up && !device.vf.was_reset());
+    // SAFETY: the table of ethdevs, of which this is the first and only one; the callback is the VF's own.
+    let rc = unsafe {
+        assert_eq!(dpdk_sys::rte_eth_dev_count_total(), 1);
+        rte_eth_dev_callback_process(
+            (&raw mut rte_eth_devices).cast(),
+            dpdk_sys::SHIM_EVENT_RESET,
+            std::ptr::null_mut(),
+        )
+    };
+    assert_eq!(rc, 0);
+    assert!(device.vf.was_reset() && !device.vf.link().up, "frames for it are not ready");
+    assert!(!device.vf.revives(), "by a driver of which that is not known");
+    device.vf.restart().unwrap();
+    assert!(device.vf.link().up && !device.vf.was_reset());
+    device.remove();
+}
+
+/// Memory that frames were lent from stays as long as it is of use, and never goes on the lane's core: unmapping takes
+/// its time.
+fn lenders() {
+    let mut device = Device::start("vdev:net_null0", 1, 1500);
+    let queue = &mut device.tx[0];
+    let memory = || {
+        let file = File::from(memfd_create("guest", MemfdFlags::CLOEXEC).unwrap());
+        ftruncate(&file, 4096).unwrap();
+        let region = RegionSpec { gpa: Gpa(0), size: 4096, user: UserAddr(0), offset: 0 };
+        Lendable::all(GuestMemory::empty().with(region, file).unwrap())
+    };
+    let lend = |queue: &mut EthdevTx, memory: &Arc<Lendable>| {
+        let Some(frame) = queue.lend(memory.memory().translate(Gpa(0), 1000).unwrap(), memory) else { return false };
+        let mut burst = ArrayVec::from_iter([frame]);
+        queue.send(&mut burst, &mut 0) == 1
+    };
+    let alive = |memories: &[Weak<Lendable>]| memories.iter().map(|memory| memory.strong_count()).collect::<Vec<_>>();
+    let mut seen = Vec::new();
+    for _ in 0..4 {
+        let memory = memory();
+        assert!(lend(queue, &memory));
+        seen.push(Arc::downgrade(&memory));
+    }
+    assert_eq!(queue.lent(), queue.returned());
+    let current = memory();
+    assert!(!lend(queue, &current), "too many at a time: it is copied");
+    assert_eq!(alive(&seen), [1; 4], "none goes while the lane is on its core");
+    assert!(queue.forget_memories(Some(&current)));
+    assert_eq!(alive(&seen), [0; 4], "all of their frames are back");
+    assert!(lend(queue, &current) && queue.forget_memories(Some(&current)));
+    assert_eq!(Arc::strong_count(&current), 2);
+    assert!(queue.forget_memories(None));
+    assert_eq!(Arc::strong_count(&current), 1);
+    device.remove();
 }
 
 /// net_null has an RSS table: its entries, in turn, are the queues asked for. net_ring has none.
@@ -387,7 +452,7 @@ fn tap_offloads(tap: &str) {
             assert!(valid(&got) && got[42..] == udp[42..]);
         }
     }
-    queue.forget_memories();
+    assert!(queue.forget_memories(None));
 
     // 30 kB in one frame: a chain of mbufs, cut into segments.
     let sent = ipv4(false, 30_000);

@@ -9,6 +9,8 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -198,6 +200,12 @@ fn packed() -> Vec<String> {
     vec!["packed=on".into()]
 }
 
+fn without_offloads() -> Vec<String> {
+    let off =
+        ["csum", "gso", "guest_csum", "guest_tso4", "guest_tso6", "guest_ufo", "host_tso4", "host_tso6", "host_ufo"];
+    off.map(|name| format!("{name}=off")).into()
+}
+
 fn pings_reboots(qemu: Qemu, device: Vec<String>) {
     let Some(lab) = Lab::new(1, false) else { return };
     let is_packed = device == packed();
@@ -262,12 +270,46 @@ fn hundred_megabytes_each_way_with_and_without_offloads() {
     transfer_both_ways(&mut vm);
 }
 
+/// Pages that the guest gives back are gone from its memory, and others are there when it takes them again. Who reads them
+/// by the CPU sees those.
+#[test]
+fn a_balloon_goes_down_and_up_under_traffic() {
+    let Some(lab) = Lab::new(1, false) else { return };
+    // Frames as the VF takes them: most of them are not copied.
+    let config = VmConfig { memory_mib: 512, balloon: true, device: without_offloads(), ..lab.config() };
+    let mut vm = Vm::boot(config).unwrap_or_else(|error| panic!("{error}"));
+    let mut balloon = vm.balloon().unwrap_or_else(|error| panic!("{error}"));
+    let over = Arc::new(AtomicBool::new(false));
+    let done = over.clone();
+    let work = thread::spawn(move || {
+        let mut rounds = 0;
+        while !done.load(Ordering::Relaxed) {
+            balloon.leave(512).expect("the balloon is emptied");
+            let before = balloon.present().expect("fstat");
+            balloon.leave(288).expect("the balloon is filled");
+            let after = balloon.present().expect("fstat");
+            assert!(after <= 288 << 20, "{before} bytes of memory, then {after}: nothing was discarded");
+            rounds += 1;
+        }
+        rounds
+    });
+    transfer_both_ways(&mut vm);
+    over.store(true, Ordering::Relaxed);
+    let rounds = work.join().expect("the balloon works");
+    assert!(rounds >= 2, "{rounds} rounds of the balloon only");
+    ping_both_ways(&mut vm, 1472);
+    let counted = lab.daemon.lanes("qemu");
+    println!("{rounds} rounds of the balloon; {:?}", counted.guest_to_vf);
+    assert!(counted.guest_to_vf.zero_copied > 10_000, "{:?}", counted.guest_to_vf);
+    assert_eq!(lab.daemon.show("qemu")["zero_copy"], "auto");
+    let copies = lab.daemon.show("qemu")["copies"]["vf_to_guest"].to_string();
+    assert!(copies.contains("net_tap takes buffers before there are frames for them"), "{copies}");
+}
+
 #[test]
 fn guest_without_any_offload_negotiated_transfers_too() {
     let Some(lab) = Lab::new(1, false) else { return };
-    let off =
-        ["csum", "gso", "guest_csum", "guest_tso4", "guest_tso6", "guest_ufo", "host_tso4", "host_tso6", "host_ufo"];
-    let device = off.iter().map(|name| format!("{name}=off")).chain(["mrg_rxbuf=off".into()]).collect();
+    let device = [without_offloads(), vec!["mrg_rxbuf=off".into()]].concat();
     let config = VmConfig { memory_mib: 512, device, ..lab.config() };
     let mut vm = Vm::boot(config).unwrap_or_else(|error| panic!("{error}"));
     transfer_both_ways(&mut vm);

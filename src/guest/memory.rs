@@ -138,8 +138,9 @@ impl GuestMemory {
     /// Whether `newer` lacks a region of ours: then switching to it needs [`Drained`], else paused
     /// lanes are enough.
     pub fn loses_regions_in(&self, newer: &Self) -> bool {
-        let kept = |ours: &Arc<Region>| newer.regions.iter().any(|new| Arc::ptr_eq(ours, new));
-        !self.regions.iter().all(kept)
+        // Both are in the order of their addresses.
+        let mut newer = newer.regions.iter();
+        !self.regions.iter().all(|ours| newer.any(|new| Arc::ptr_eq(ours, new)))
     }
 
     /// Gives the table back. Regions no other table shares are unmapped.

@@ -28,6 +28,13 @@ impl View {
         &self.memory
     }
 
+    /// Looks at a newer table, which keeps every region of the old one: what was found there stays where it is.
+    pub(crate) fn switch(&mut self, newer: Arc<GuestMemory>) {
+        assert!(!self.memory.loses_regions_in(&newer), "a ring's memory goes only when the ring is out");
+        self.deaths_seen = sigbus::deaths().wrapping_sub(1);
+        self.memory = newer;
+    }
+
     /// As [`GuestMemory::translate`].
     #[inline]
     pub(crate) fn translate(&mut self, gpa: Gpa, len: u64) -> Option<HostRange> {

@@ -161,6 +161,21 @@ impl<Q: TxQueue> Lane for GuestToVf<Q> {
         Ok(())
     }
 
+    fn change_ring(&mut self, pair: usize, plan: &RingPlan) -> bool {
+        let Some(seat) = self.slot(pair).and_then(|place| self.slots[place].seat.as_mut()) else { return false };
+        seat.change(plan);
+        true
+    }
+
+    fn forget_memories(&mut self) -> bool {
+        if self.seats().any(|seat| !seat.staged.is_empty()) {
+            return false;
+        }
+        // All rings of a port are lent the same.
+        let current = self.seats().find_map(TxSeat::lendable).cloned();
+        self.queues.iter_mut().fold(true, |all, queue| all & queue.forget_memories(current.as_ref()))
+    }
+
     fn await_returns(&mut self) -> bool {
         let start = Instant::now();
         loop {
@@ -190,9 +205,7 @@ impl<Q: TxQueue> Lane for GuestToVf<Q> {
             TxSlot { .. } => None,
         };
         // The memory may be about to go. The last ring that is taken out finds nothing staged.
-        if self.seats().all(|seat| seat.staged.is_empty()) {
-            self.queues.iter_mut().for_each(TxQueue::forget_memories);
-        }
+        self.forget_memories();
         position
     }
 

@@ -73,6 +73,26 @@ pub struct RingPlan {
     pub guest_checksum: bool,
 }
 
+impl RingPlan {
+    /// Whether these are the same but for the place where the ring begins.
+    pub fn is(&self, other: &Self) -> bool {
+        let lendable = |plan: &Self| plan.lendable.as_ref().map(Arc::as_ptr);
+        self.is_near(other)
+            && Arc::ptr_eq(&self.memory, &other.memory)
+            && self.doorbell.is(&other.doorbell)
+            && lendable(self) == lendable(other)
+            && (self.enabled, self.zero_copy) == (other.enabled, other.zero_copy)
+    }
+
+    /// Whether a ring of this plan can become one of the `other` while frames of it are in flight: the ring itself is the
+    /// same, and what frames are, and no memory goes away.
+    pub fn is_near(&self, other: &Self) -> bool {
+        RingConfig { base: 0, ..self.config } == RingConfig { base: 0, ..other.config }
+            && (self.rules, self.guest_checksum) == (other.rules, other.guest_checksum)
+            && !self.memory.loses_regions_in(&other.memory)
+    }
+}
+
 /// When an fd ends a core's sleep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trigger {
@@ -123,9 +143,22 @@ pub trait Lane: Send {
     /// At home: puts the ring of a queue pair of the port in.
     fn insert_ring(&mut self, pair: usize, plan: RingPlan) -> Result<()>;
 
+    /// At home: makes the ring of a queue pair what `plan` says, which differs in no more than
+    /// [`RingPlan::is_near`] allows; what of it is in flight stays there. `false`: it does not run, and is to be taken out
+    /// and put in again.
+    fn change_ring(&mut self, _pair: usize, _plan: &RingPlan) -> bool {
+        false
+    }
+
     /// At home: waits a little until the VF has given back what it took from where it lies. `false`: it has not; it is to
     /// be restarted before any ring is taken out.
     fn await_returns(&mut self) -> bool {
+        true
+    }
+
+    /// At home: lets go of memory that frames were sent from, once none of them is out, and its ring has another by now.
+    /// `false`: some is left, and this is to be called again.
+    fn forget_memories(&mut self) -> bool {
         true
     }
 

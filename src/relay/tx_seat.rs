@@ -104,6 +104,21 @@ impl<P: TxPacket> TxSeat<P> {
         })
     }
 
+    /// Becomes what `plan` says. What was staged stays so, and what is owed.
+    pub(super) fn change(&mut self, plan: &RingPlan) {
+        if !Arc::ptr_eq(self.ring.memory(), &plan.memory) {
+            self.ring.switch_memory(plan.memory.clone());
+        }
+        self.doorbell = plan.doorbell.clone();
+        self.enabled = plan.enabled;
+        self.lendable = plan.lendable.clone();
+    }
+
+    /// What frames in it may be sent from.
+    pub(super) fn lendable(&self) -> Option<&Arc<Lendable>> {
+        self.lendable.as_ref()
+    }
+
     /// Between two bursts.
     pub(super) fn is_idle(&self) -> bool {
         self.staged.is_empty() && self.next == self.popped

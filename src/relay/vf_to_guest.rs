@@ -125,6 +125,10 @@ struct Room {
     frame: usize,
 }
 
+fn room_of(plan: &RingPlan) -> Option<Room> {
+    plan.zero_copy.then_some(Room { header: plan.config.header_len, frame: plan.rules.max_wire_frame })
+}
+
 impl RxSeat {
     #[inline]
     fn header(guest_checksum: bool, packet: &impl RxPacket) -> NetHeader {
@@ -508,6 +512,7 @@ impl<Q: RxQueue> Lane for VfToGuest<Q> {
     }
 
     fn insert_ring(&mut self, pair: usize, plan: RingPlan) -> Result<()> {
+        let room = room_of(&plan);
         let ring = RxRing::new(plan.memory, &plan.config)?;
         // A ring that is rebuilt, or a front end that reconnects at once, misses nothing. If it is disabled its
         // core would drop all of that; but it may be enabled before it has had a turn there.
@@ -525,14 +530,31 @@ impl<Q: RxQueue> Lane for VfToGuest<Q> {
             ring,
             doorbell: plan.doorbell,
             enabled: plan.enabled,
-            zero_copy: plan
-                .zero_copy
-                .then_some(Room { header: plan.config.header_len, frame: plan.rules.max_wire_frame }),
+            zero_copy: room,
             guest_checksum: plan.guest_checksum,
             dry: false,
         });
         self.steer();
         Ok(())
+    }
+
+    fn change_ring(&mut self, pair: usize, plan: &RingPlan) -> bool {
+        let Some(seat) = &self.seats[pair] else { return false };
+        let moves = !Arc::ptr_eq(seat.ring.memory(), &plan.memory);
+        let (steers, room) = (moves || seat.enabled != plan.enabled, room_of(plan));
+        if moves || room.is_none() {
+            self.unstock(pair);
+        }
+        let Some(seat) = &mut self.seats[pair] else { return false };
+        if moves {
+            seat.ring.switch_memory(plan.memory.clone());
+        }
+        seat.doorbell = plan.doorbell.clone();
+        (seat.enabled, seat.zero_copy) = (plan.enabled, room);
+        if steers {
+            self.steer();
+        }
+        true
     }
 
     fn remove_ring(&mut self, pair: usize) -> Option<u16> {

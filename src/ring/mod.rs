@@ -75,6 +75,14 @@ impl<S> Ring<S> {
     pub fn memory(&self) -> &Arc<GuestMemory> {
         either!(&self.queue, queue => queue.memory())
     }
+
+    /// The guest has more memory now: a table that keeps every region of the old one.
+    ///
+    /// # Panics
+    /// If it does not.
+    pub fn switch_memory(&mut self, newer: Arc<GuestMemory>) {
+        either!(&mut self.queue, queue => queue.view_mut().switch(newer));
+    }
 }
 
 /// Bytes of a cache line.

@@ -383,4 +383,8 @@ impl Virtqueue for PackedRing {
     fn memory(&self) -> &Arc<GuestMemory> {
         self.view.memory()
     }
+
+    fn view_mut(&mut self) -> &mut View {
+        &mut self.view
+    }
 }

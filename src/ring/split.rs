@@ -265,4 +265,8 @@ impl Virtqueue for SplitRing {
     fn memory(&self) -> &Arc<GuestMemory> {
         self.view.memory()
     }
+
+    fn view_mut(&mut self) -> &mut View {
+        &mut self.view
+    }
 }

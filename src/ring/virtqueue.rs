@@ -9,7 +9,7 @@ use super::packed::PackedRing;
 use super::split::SplitRing;
 use super::{RingConfig, RingFault};
 use crate::error::{Error, Result};
-use crate::guest::{GuestMemory, HostRange, UserAddr};
+use crate::guest::{GuestMemory, HostRange, UserAddr, View};
 
 /// So many malformed chains without a good one between them stop a ring.
 const MALFORMED_RUN: u32 = 1024;
@@ -93,6 +93,9 @@ pub(super) trait Virtqueue {
 
     /// The memory its pointers point into.
     fn memory(&self) -> &Arc<GuestMemory>;
+
+    /// Its look at that.
+    fn view_mut(&mut self) -> &mut View;
 }
 
 /// A virtqueue of the format that was negotiated. What is called for a burst or a packet takes it apart

@@ -17,18 +17,8 @@ use crate::error::Result;
 use crate::ethernet::{MAX_TSO_FRAME, TAGGED_HEADER};
 use crate::guest::{Drained, GuestMemory};
 use crate::relay::{Doorbell, Poller, RingPlan, TxRules};
-use crate::ring::{RingConfig, RingFault};
+use crate::ring::RingFault;
 use crate::vf::{Dma, Vf, VfCaps, VfConfig, VfSpec};
-
-/// Whether a ring that was built from `ours` is what `plan` says. Where it begins is no part of what it is.
-fn is_built_from(ours: &RingPlan, plan: &RingPlan) -> bool {
-    Arc::ptr_eq(&ours.memory, &plan.memory)
-        && RingConfig { base: 0, ..ours.config } == RingConfig { base: 0, ..plan.config }
-        && ours.doorbell.is(&plan.doorbell)
-        && ours.lendable.as_ref().map(Arc::as_ptr) == plan.lendable.as_ref().map(Arc::as_ptr)
-        && (ours.enabled, ours.rules, ours.zero_copy, ours.guest_checksum)
-            == (plan.enabled, plan.rules, plan.zero_copy, plan.guest_checksum)
-}
 
 /// The VF in place.
 struct InPlace {
@@ -54,10 +44,15 @@ pub(super) struct PortLanes {
     lost: Vec<Option<u16>>,
     /// A signal to this guest blocked.
     silenced: bool,
+    /// A lane keeps memory that it has no use for but that frames of it are out.
+    untidy: bool,
     vf: Option<InPlace>,
     /// The VF can send: shared with the lane.
     ready: Arc<AtomicBool>,
     reta: Vec<u16>,
+    /// Rings so far, each of which may have waited for the VF.
+    #[cfg(test)]
+    pub(super) taken_out: usize,
 }
 
 impl PortLanes {
@@ -88,9 +83,12 @@ impl PortLanes {
             faults: vec![None; 2 * pairs],
             lost: vec![None; 2 * pairs],
             silenced: false,
+            untidy: false,
             vf: None,
             ready,
             reta: Vec::new(),
+            #[cfg(test)]
+            taken_out: 0,
         })
     }
 
@@ -170,6 +168,23 @@ impl PortLanes {
         self.ready.swap(up, Relaxed) != up
     }
 
+    /// Whether the VF lost what its driver had set up.
+    pub(super) fn was_reset(&self) -> bool {
+        self.vf.as_ref().is_some_and(|place| place.vf.was_reset())
+    }
+
+    /// Sets such a VF up again. `false`: its driver does that only when it is probed. The caller pauses before and resumes
+    /// after.
+    pub(super) fn revive(&mut self) -> bool {
+        let Some(place) = self.vf.as_mut().filter(|place| place.vf.revives()) else { return false };
+        if let Err(error) = place.vf.restart() {
+            // The next look at it finds it stopped.
+            warn!(port = %self.id, %error, "cannot restart the VF");
+        }
+        self.reta.clear();
+        true
+    }
+
     /// The VF in place, to be asked.
     pub(super) fn vf_mut(&mut self) -> Option<&mut Vf> {
         self.vf.as_mut().map(|place| &mut place.vf)
@@ -208,6 +223,11 @@ impl PortLanes {
     /// Whether a signal to the guest blocked: no ring of it is built again, the front end has to go.
     pub(super) fn is_silenced(&self) -> bool {
         self.silenced
+    }
+
+    /// Whether the lanes are to come home now and then, to let go of memory.
+    pub(super) fn is_untidy(&self) -> bool {
+        self.untidy
     }
 
     /// Whether rings are built for moving frames without a copy. The caller pauses before and resumes after.
@@ -276,8 +296,32 @@ impl PortLanes {
         }
     }
 
+    /// Makes a ring what a plan near to its own says, while what is in flight stays so. `false`: it is to be taken out.
+    fn change(&mut self, ring: usize, plan: &RingPlan) -> bool {
+        let (direction, pair) = place_of(ring);
+        self.pause_ring(ring);
+        let lane = self.set.lane_of(pair);
+        self.set.home(direction, lane).change_ring(pair, plan)
+    }
+
+    /// Lanes that are at home let go of memory that they have no use for.
+    fn tidy_up(&mut self) {
+        let (mut left, mut out) = (false, false);
+        for lane in 0..self.set.count() {
+            match self.set.is_home(GUEST_TO_VF, lane) {
+                true => left |= !self.set.home(GUEST_TO_VF, lane).forget_memories(),
+                false => out = true,
+            }
+        }
+        self.untidy = left || self.untidy && out;
+    }
+
     /// Takes a ring out; its position.
     fn take_out(&mut self, ring: usize) -> Option<u16> {
+        #[cfg(test)]
+        {
+            self.taken_out += usize::from(self.built[ring].is_some());
+        }
         let (direction, pair) = place_of(ring);
         self.pause_ring(ring);
         let lane = self.set.lane_of(pair);
@@ -417,43 +461,51 @@ impl Lanes for PortLanes {
             return self.pause();
         }
         let sends = |ring: &usize| place_of(*ring).0 == GUEST_TO_VF && self.plan(*ring, state, memory).is_some();
-        if (0..self.built.len()).any(|ring| sends(&ring)) {
+        // Off it is for what is mapped already, too, whether a ring sends or not.
+        if self.zero_copy == ZeroCopy::Off || (0..self.built.len()).any(|ring| sends(&ring)) {
             let vf = self.vf.as_ref().map(|place| &place.vf);
             self.lending.follow(vf, memory, self.zero_copy);
         }
         for ring in 0..self.built.len() {
             let (direction, pair) = place_of(ring);
             let plan = self.plan(ring, state, memory);
-            match (&self.built[ring], plan) {
-                (None, None) => {}
-                (Some(built), Some(plan)) if is_built_from(built, &plan) => {}
-                (built, plan) => {
-                    let rebuilt = built.is_some();
-                    let position = self.take_out(ring);
-                    let Some(mut plan) = plan else { continue };
-                    if let Some(position) = position {
-                        plan.config.base = position;
+            match (&self.built[ring], &plan) {
+                (None, None) => continue,
+                (Some(built), Some(plan)) if built.is(plan) => continue,
+                _ => {}
+            }
+            let near = |new: &&RingPlan| self.built[ring].as_ref().is_some_and(|built| built.is_near(new));
+            if let Some(new) = plan.as_ref().filter(near)
+                && self.change(ring, new)
+            {
+                self.built[ring] = plan;
+                continue;
+            }
+            let rebuilt = self.built[ring].is_some();
+            let position = self.take_out(ring);
+            let Some(mut plan) = plan else { continue };
+            if let Some(position) = position {
+                plan.config.base = position;
+            }
+            let lane = self.set.lane_of(pair);
+            match self.set.home(direction, lane).insert_ring(pair, plan.clone()) {
+                Ok(()) => {
+                    // Once a start: features that change build it anew.
+                    if !rebuilt && self.log.allows() {
+                        info!(port = %self.id, ring, size = plan.config.size, "ring runs");
                     }
-                    let lane = self.set.lane_of(pair);
-                    match self.set.home(direction, lane).insert_ring(pair, plan.clone()) {
-                        Ok(()) => {
-                            // Once a start: it is built anew for every small change.
-                            if !rebuilt && self.log.allows() {
-                                info!(port = %self.id, ring, size = plan.config.size, "ring runs");
-                            }
-                            self.built[ring] = Some(plan);
-                        }
-                        Err(error) => {
-                            if self.log.allows() {
-                                warn!(port = %self.id, ring, %error, "ring cannot run");
-                            }
-                            self.faults[ring] = Some(error.to_string());
-                            self.lost[ring] = position;
-                        }
+                    self.built[ring] = Some(plan);
+                }
+                Err(error) => {
+                    if self.log.allows() {
+                        warn!(port = %self.id, ring, %error, "ring cannot run");
                     }
+                    self.faults[ring] = Some(error.to_string());
+                    self.lost[ring] = position;
                 }
             }
         }
+        self.tidy_up();
         self.steer();
         if self.silenced {
             return self.pause();

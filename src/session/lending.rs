@@ -24,6 +24,16 @@ pub(super) struct Lending {
     hindrance: Option<String>,
 }
 
+/// Why not all of a guest's memory may be mapped.
+fn shortfall(given: usize, all: usize) -> Option<String> {
+    let which = match given {
+        _ if given == all => return None,
+        0 => "the guest's memory is",
+        _ => "some of the guest's memory is",
+    };
+    Some(format!("{which} not on hugepages (zero_copy \"on\" maps it all the same)"))
+}
+
 impl Lending {
     /// Rings in this memory run. All that the device has of the guest's is in it: lanes that lose memory are drained
     /// before.
@@ -43,10 +53,8 @@ impl Lending {
         // Ordinary pages are given back, and taken anew, by any guest with a balloon: the device would go on using the
         // old ones. Hugepages by few; that is the operator's to know (docs/operating.md).
         let pieces = memory.pieces(wanted == ZeroCopy::Auto, PIECE);
-        if pieces.is_empty() {
-            self.hindrance =
-                Some("the guest's memory is not on hugepages (zero_copy \"on\" maps it all the same)".into());
-        }
+        let bytes = |pieces: &[Range<usize>]| pieces.iter().map(ExactSizeIterator::len).sum();
+        self.hindrance = shortfall(bytes(&pieces), bytes(&memory.pieces(false, PIECE)));
         self.maps = before.maps.into_iter().filter(|map| pieces.contains(map.pages())).collect();
         self.left = pieces.into_iter().filter(|piece| !self.maps.iter().any(|map| map.pages() == piece)).collect();
         self.lend();
@@ -98,5 +106,18 @@ impl Lending {
             None => Some("the guest has no ring that sends".into()),
             Some(_) => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_that_is_copied_from_is_not_passed_over() {
+        let why = |given| shortfall(given, 4096).unwrap_or_default();
+        assert!(why(0).starts_with("the guest's memory is not on hugepages"));
+        assert!(why(2048).starts_with("some of the guest's memory is not on hugepages"));
+        assert_eq!(why(4096), "");
     }
 }

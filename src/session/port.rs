@@ -485,7 +485,8 @@ impl<'tell> Port<'tell> {
         }
     }
 
-    /// Looks at link, statistics, quarantined rings, and frames that do not come back, once a second.
+    /// Looks at link, statistics, quarantined rings, frames that do not come back, and memory that is kept for such, once
+    /// a second.
     fn look(&mut self) {
         let now = Instant::now();
         if now < self.next_look {
@@ -496,10 +497,12 @@ impl<'tell> Port<'tell> {
         if !self.told.rings.is_empty() && self.told.rings.iter().all(|ring| ring.running && ring.enabled) {
             super::lanes::delay_for_tests("LOOK", &self.plan.id);
         }
+        if self.lanes.was_reset() {
+            self.revive();
+        }
         self.lanes.look_at_link();
         if let Some(Err(error)) = self.lanes.vf_mut().map(|vf| vf.require_present()) {
-            let vf = self.while_drained(PortLanes::take_vf).map(|(_, vf)| vf);
-            (self.tell)(PortEvent::VfFailed { error, vf });
+            self.give_back(error);
         }
         self.tell_vf();
         let counters = &self.plan.counters;
@@ -508,7 +511,7 @@ impl<'tell> Port<'tell> {
         // A VF that stood still from one look to the next, with frames of the guest: it would wait for them for ever.
         let stuck = owed.iter().zip(&self.owed).any(|(owed, before)| owed.is_some() && owed == before);
         self.owed = owed;
-        if quarantined != self.quarantined || stuck {
+        if quarantined != self.quarantined || stuck || self.lanes.is_untidy() {
             self.quarantined = quarantined;
             self.lanes.pause();
             if stuck {
@@ -518,6 +521,27 @@ impl<'tell> Port<'tell> {
                 guest.session.hand_out(&mut self.lanes);
             }
         }
+    }
+
+    /// Sets a VF up again whose PF was reset. What it had taken is lost, and what the guest sends meanwhile is not ready.
+    fn revive(&mut self) {
+        warn!(port = %self.plan.id, "the PF was reset, and its VF with it: the VF is set up again");
+        // Before all else.
+        self.lanes.look_at_link();
+        self.lanes.pause();
+        let revived = self.lanes.revive();
+        if let Some(guest) = &mut self.guest {
+            guest.session.hand_out(&mut self.lanes);
+        }
+        if !revived {
+            self.give_back(Error::VfAbsent("the PF was reset, and its VF with it: the VF is set up anew".into()));
+        }
+    }
+
+    /// The VF does not work any more: it goes back to control.
+    fn give_back(&mut self, error: Error) {
+        let vf = self.while_drained(PortLanes::take_vf).map(|(_, vf)| vf);
+        (self.tell)(PortEvent::VfFailed { error, vf });
     }
 
     fn tell_vf(&mut self) {

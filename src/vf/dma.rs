@@ -1,17 +1,24 @@
-//! A VFIO container: the addresses at which a device finds memory, and nothing else (linux/vfio.h). IOVA = VA.
+//! A VFIO container: the addresses at which a device finds memory (linux/vfio.h), IOVA = VA. And another file to a
+//! device, to read its registers.
 //!
 //! DPDK would map through a container, too (`rte_vfio_container_dma_map`), but it keeps a list of at most 256 maps,
 //! which outlives the container, and does not say why a map failed.
 #![cfg_attr(not(feature = "dpdk"), allow(dead_code))]
 
+use std::ffi::CString;
+use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::sync::Arc;
+
+use super::PciAddress;
 
 const CHECK_EXTENSION: libc::c_ulong = 0x3b65;
 const SET_IOMMU: libc::c_ulong = 0x3b66;
 const GROUP_SET_CONTAINER: libc::c_ulong = 0x3b68;
+const GROUP_GET_DEVICE_FD: libc::c_ulong = 0x3b6a;
+const DEVICE_GET_REGION_INFO: libc::c_ulong = 0x3b6c;
 const MAP_DMA: libc::c_ulong = 0x3b71;
 const UNMAP_DMA: libc::c_ulong = 0x3b72;
 
@@ -40,7 +47,19 @@ struct Unmap {
     size: u64,
 }
 
-const _: () = assert!(size_of::<Map>() == 32 && size_of::<Unmap>() == 24);
+/// `struct vfio_region_info`
+#[repr(C)]
+#[derive(Default)]
+struct RegionInfo {
+    argsz: u32,
+    flags: u32,
+    index: u32,
+    cap_offset: u32,
+    size: u64,
+    offset: u64,
+}
+
+const _: () = assert!(size_of::<Map>() == 32 && size_of::<Unmap>() == 24 && size_of::<RegionInfo>() == 32);
 
 /// A container's fd. It is DPDK's, which closes it when nobody holds this any more.
 #[derive(Debug)]
@@ -86,6 +105,24 @@ impl Container {
         answer(unsafe { libc::ioctl(self.0, UNMAP_DMA, &raw mut unmap) })?;
         if unmap.size == size { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::ENOENT)) }
     }
+}
+
+/// Another file to a device that is open already. It is to be closed before DPDK closes its own: the kernel resets a device
+/// and lets its group go when the last one is closed.
+pub(super) fn device(group: RawFd, address: PciAddress) -> io::Result<File> {
+    let name = CString::new(address.to_string()).expect("no NUL in it");
+    // SAFETY: the kernel reads a NUL-terminated string.
+    let fd = answer(unsafe { libc::ioctl(group, GROUP_GET_DEVICE_FD, name.as_ptr()) })?;
+    // SAFETY: the kernel made it just now, for us.
+    Ok(unsafe { File::from_raw_fd(fd) })
+}
+
+/// Where in such a file BAR 0 begins.
+pub(super) fn first_region(device: &File) -> io::Result<u64> {
+    let mut info = RegionInfo { argsz: size_of::<RegionInfo>() as u32, ..RegionInfo::default() };
+    // SAFETY: the kernel reads and writes a struct of that layout.
+    answer(unsafe { libc::ioctl(device.as_raw_fd(), DEVICE_GET_REGION_INFO, &raw mut info) })?;
+    Ok(info.offset)
 }
 
 fn answer(rc: i32) -> io::Result<i32> {

@@ -5,6 +5,7 @@
 
 use std::ffi::{CString, c_int, c_void};
 use std::ops::Range;
+use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
@@ -22,6 +23,8 @@ pub(super) struct Domain {
 #[derive(Debug)]
 struct Heap {
     container: Arc<Container>,
+    /// Of the group that is in it; DPDK's.
+    group: RawFd,
     /// Of the callback that follows EAL's memory.
     name: CString,
     /// Memory came that could not be mapped.
@@ -30,11 +33,22 @@ struct Heap {
 
 impl Domain {
     /// For a VF that is not probed yet. Else why it cannot have one.
-    pub(super) fn of(address: PciAddress) -> Result<Self, String> {
+    ///
+    /// # Errors
+    /// [`crate::Error::VfAbsent`] if another process has its IOMMU group.
+    pub(super) fn of(address: PciAddress) -> crate::Result<Result<Self, String>> {
+        let group = match pci::own_group(address) {
+            Ok(group) => group,
+            Err(why) => return Ok(Err(why)),
+        };
+        pci::require_free(address, group)?;
+        Ok(Self::over(group, address))
+    }
+
+    fn over(group: i32, address: PciAddress) -> Result<Self, String> {
         if !eal::addresses_are_virtual() {
             return Err("EAL uses physical addresses for DMA (--iova-mode=va)".into());
         }
-        let group = pci::own_group(address)?;
         // SAFETY: takes nothing; on the device thread only.
         let fd = unsafe { dpdk_sys::shim_vfio_container_create() };
         if fd < 0 {
@@ -46,7 +60,7 @@ impl Domain {
             0.. => Container::over(fd, bound).map_err(|error| format!("its VFIO container is of no use: {error}")),
             _ => Err(format!("IOMMU group {group} cannot be opened")),
         };
-        let made = container.and_then(|container| Self::follow(Arc::new(container), address));
+        let made = container.and_then(|container| Self::follow(Arc::new(container), bound, address));
         if made.is_err() {
             close(fd);
         }
@@ -54,9 +68,9 @@ impl Domain {
     }
 
     /// Maps what EAL has, and follows what it gets.
-    fn follow(container: Arc<Container>, address: PciAddress) -> Result<Self, String> {
+    fn follow(container: Arc<Container>, group: RawFd, address: PciAddress) -> Result<Self, String> {
         let name = CString::new(format!("vf_{address}")).expect("no NUL in it");
-        let heap = Box::new(Heap { container, name, short: AtomicBool::new(false) });
+        let heap = Box::new(Heap { container, group, name, short: AtomicBool::new(false) });
         let arg = heap.as_ref().argument();
         // SAFETY: EAL is initialised. The callback is unregistered before its argument goes. With the lock held nothing
         // comes or goes between walk and registration.
@@ -80,6 +94,11 @@ impl Domain {
         Ok(Self { heap })
     }
 
+    /// The file of its IOMMU group.
+    pub(super) fn group(&self) -> RawFd {
+        self.heap.group
+    }
+
     /// All of EAL's memory is mapped.
     pub(super) fn is_whole(&self) -> bool {
         !self.heap.short.load(Relaxed)
@@ -91,10 +110,17 @@ impl Domain {
     }
 }
 
+impl Domain {
+    /// The VF is about to be removed: follows EAL's memory no more.
+    pub(super) fn end(&mut self) {
+        // SAFETY: registered with these, or never, or not any more.
+        unsafe { dpdk_sys::rte_mem_event_callback_unregister(self.heap.name.as_ptr(), self.heap.argument()) };
+    }
+}
+
 impl Drop for Domain {
     fn drop(&mut self) {
-        // SAFETY: registered with these, or never.
-        unsafe { dpdk_sys::rte_mem_event_callback_unregister(self.heap.name.as_ptr(), self.heap.argument()) };
+        self.end();
         match Arc::strong_count(&self.heap.container) {
             1 => close(self.heap.container.fd()),
             // Its number stays taken, so that what unmaps later unmaps nothing of others.

@@ -14,6 +14,7 @@ pub use super::mbuf::{RxMbuf, TxMbuf};
 use super::mempool::{Pool, no_memory};
 use super::queue::Asking;
 pub use super::queue::{EthdevRx, EthdevTx};
+use super::reset_watch::ResetWatch;
 use super::wake::Wake;
 use super::{Dma, DmaMap, Mac, Queues, VfCaps, VfConfig, VfLink, VfSpec, eal, pci, quirks, zero_copy};
 use crate::error::{Error, Result};
@@ -36,7 +37,6 @@ const DRAIN: usize = 4096;
 #[derive(Debug)]
 pub struct EthdevVf {
     spec: VfSpec,
-    bus: &'static CStr,
     name: CString,
     port: u16,
     /// Number of the kernel's interface that it is on; 0: on none.
@@ -45,6 +45,8 @@ pub struct EthdevVf {
     configured: Option<Configured>,
     started: bool,
     leases: Leases,
+    /// Given up before the device is removed.
+    resets: Option<Box<ResetWatch>>,
     /// Given up after the device is removed.
     domain: Option<Domain>,
 }
@@ -63,14 +65,15 @@ impl EthdevVf {
     /// A PCI VF has a DMA domain of its own, where that is possible; else it is in EAL's default one with the others.
     pub(super) fn probe(spec: &VfSpec) -> Result<Self> {
         eal::running()?;
-        let (bus, name, args) = match spec {
+        let bus = bus_of(spec);
+        let (name, args) = match spec {
             VfSpec::Pci(address) => {
                 pci::require_usable(*address)?;
-                (c"pci", address.to_string(), String::new())
+                (address.to_string(), String::new())
             }
             VfSpec::Vdev { name, args } => {
                 let args: Vec<_> = args.iter().map(|(k, v)| format!("{k}={v}")).collect();
-                (c"vdev", name.clone(), args.join(","))
+                (name.clone(), args.join(","))
             }
             VfSpec::SoftNull | VfSpec::SoftLoop => {
                 return Err(Error::Invalid(format!("{spec} is not a DPDK device")));
@@ -94,7 +97,7 @@ impl EthdevVf {
             )));
         }
         let (domain, shared) = match spec {
-            VfSpec::Pci(address) => match Domain::of(*address) {
+            VfSpec::Pci(address) => match Domain::of(*address)? {
                 Ok(domain) => (Some(domain), None),
                 Err(why) => {
                     tracing::info!(vf = %spec, why, "the VF is in the DMA domain of EAL, with others");
@@ -130,11 +133,17 @@ impl EthdevVf {
                 caps.copies = Some(format!("the VF shares its DMA domain with others: {why}"));
             }
             caps.dma_shared = shared;
+            let mut resets = ResetWatch::over(port);
+            if let (Some(domain), VfSpec::Pci(address)) = (&domain, spec)
+                && quirks::has_deaf_mailbox(&caps.driver)
+            {
+                resets.look_into_mailbox(domain.group(), *address);
+            }
             Ok(Self {
                 caps,
+                resets: Some(resets),
                 interface: info.0.if_index,
                 spec: spec.clone(),
-                bus,
                 name: name.clone(),
                 port,
                 configured: None,
@@ -145,7 +154,12 @@ impl EthdevVf {
         });
         if made.is_err() {
             // SAFETY: undoes the probe.
-            unsafe { dpdk_sys::rte_eal_hotplug_remove(bus.as_ptr(), name.as_ptr()) };
+            let rc = unsafe { dpdk_sys::rte_eal_hotplug_remove(bus.as_ptr(), name.as_ptr()) };
+            if rc < 0 {
+                tracing::error!(vf = %spec, rc, "a VF that is of no use cannot be removed either; {DEFECT}");
+                keep(domain);
+                return made;
+            }
         }
         made.map(|vf| Self { domain, ..vf })
     }
@@ -358,6 +372,9 @@ impl EthdevVf {
         if self.started {
             return Ok(());
         }
+        if let Some(resets) = &self.resets {
+            resets.starts();
+        }
         // SAFETY: takes a port number.
         let rc = unsafe { dpdk_sys::rte_eth_dev_start(self.port) };
         self.check("rte_eth_dev_start", rc, "raise --log-level to see why")?;
@@ -368,6 +385,9 @@ impl EthdevVf {
             dpdk_sys::rte_eth_promiscuous_enable(self.port);
             dpdk_sys::rte_eth_allmulticast_enable(self.port);
             dpdk_sys::rte_eth_dev_set_link_up(self.port);
+        }
+        if let Some(resets) = &self.resets {
+            resets.started();
         }
         self.caps.rx_interrupt = !quirks::has_no_interrupts(&self.caps.driver)
             && self.wakes().iter().zip(0..).fold(true, |all, (wake, queue)| wake.find(self.port, queue) && all);
@@ -400,6 +420,20 @@ impl EthdevVf {
         }
         self.halt()?;
         self.start()
+    }
+
+    /// See [`super::Vf::was_reset`].
+    pub(super) fn was_reset(&self) -> bool {
+        self.started && self.resets.as_ref().is_some_and(|resets| resets.was_reset())
+    }
+
+    fn is_lost(&self) -> bool {
+        self.started && self.resets.as_ref().is_some_and(|resets| resets.is_lost())
+    }
+
+    /// See [`super::Vf::revives`].
+    pub(super) fn revives(&self) -> bool {
+        quirks::revives(&self.caps.driver)
     }
 
     fn halt(&mut self) -> Result<()> {
@@ -477,7 +511,7 @@ impl EthdevVf {
             let known = dpdk_sys::rte_eth_link_get_nowait(self.port, &mut link) == 0;
             let addressed = dpdk_sys::rte_eth_macaddr_get(self.port, &mut address) == 0;
             VfLink {
-                up: known && dpdk_sys::shim_link_is_up(&link) != 0,
+                up: known && dpdk_sys::shim_link_is_up(&link) != 0 && !self.is_lost(),
                 // "Unknown" is all ones.
                 speed: if link.link_speed == u32::MAX { 0 } else { link.link_speed },
                 // Drivers that know no addresses (net_ring) say it is all zeros.
@@ -532,16 +566,20 @@ impl EthdevVf {
             return Err(error);
         }
         let stopped = self.stop();
+        self.resets = None;
         // SAFETY: nobody uses the port: its queues were dropped.
         let closed = unsafe { dpdk_sys::rte_eth_dev_close(self.port) };
+        if let Some(domain) = &mut self.domain {
+            // The device uses no memory any more, and the next moment there is no IOMMU to map what comes.
+            domain.end();
+        }
         // SAFETY: as above; called on the device thread only.
-        let removed = unsafe { dpdk_sys::rte_eal_hotplug_remove(self.bus.as_ptr(), self.name.as_ptr()) };
+        let removed = unsafe { dpdk_sys::rte_eal_hotplug_remove(bus_of(&self.spec).as_ptr(), self.name.as_ptr()) };
         quirks::after_close(&self.spec);
         match removed {
             // Before memory goes, which it would follow: the IOMMU went with the device.
             0.. => self.domain = None,
-            // It may still be open there.
-            _ => std::mem::forget(self.domain.take()),
+            _ => keep(self.domain.take()),
         }
         // Only now: closing gave back the mbufs that the device held.
         self.configured = None;
@@ -554,6 +592,15 @@ impl EthdevVf {
     fn check(&self, call: &'static str, rc: c_int, hint: &'static str) -> Result<()> {
         check(call, || self.spec.to_string(), rc, hint)
     }
+}
+
+/// Of a device that could not be removed, which may still be open there.
+fn keep(domain: Option<Domain>) {
+    std::mem::forget(domain);
+}
+
+fn bus_of(spec: &VfSpec) -> &'static CStr {
+    if matches!(spec, VfSpec::Pci(_)) { c"pci" } else { c"vdev" }
 }
 
 /// Whether the kernel has an interface of this number.

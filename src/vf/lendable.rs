@@ -42,8 +42,9 @@ impl Lendable {
 
 #[inline]
 fn hold(ranges: &[Range<usize>], start: usize, len: usize) -> bool {
-    // Few: a guest's memory has a hole or two.
-    ranges.iter().any(|range| range.start <= start && start < range.end && len <= range.end - start)
+    // Most guests' memory has a hole or two; that of some was plugged in up to 509 pieces.
+    let behind = ranges.partition_point(|range| range.start <= start);
+    ranges[..behind].last().is_some_and(|range| start < range.end && len <= range.end - start)
 }
 
 fn merged(mut ranges: Vec<Range<usize>>) -> Box<[Range<usize>]> {

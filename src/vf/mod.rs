@@ -25,6 +25,8 @@ mod pci;
 mod queue;
 #[cfg(feature = "dpdk")]
 mod quirks;
+#[cfg(feature = "dpdk")]
+mod reset_watch;
 pub mod soft;
 mod spec;
 #[cfg(feature = "dpdk")]
@@ -193,8 +195,11 @@ pub trait TxQueue: Send + 'static {
     fn lent(&self) -> u32 {
         0
     }
-    /// No frame is staged: keeps no memory any longer in which no lent frame is out.
-    fn forget_memories(&mut self) {}
+    /// At home, with no frame staged: keeps no memory any longer in which no lent frame is out, but for `current`. Whether
+    /// that is all it keeps.
+    fn forget_memories(&mut self, _current: Option<&Arc<Lendable>>) -> bool {
+        true
+    }
     /// Has the VF say what it is done with, where it does not unasked; not more often than is worth it.
     fn reclaim(&mut self, _now: Instant) {}
     /// How many of these the VF is done with, in the order of sending.
@@ -330,6 +335,26 @@ impl Vf {
             Self::Soft(_) => Ok(()),
             #[cfg(feature = "dpdk")]
             Self::Ethdev(vf) => vf.restart(),
+        }
+    }
+
+    /// Whether it lost what its driver had set up, because its PF was reset, which may be ready by now: it neither sends
+    /// nor receives, and [`Self::link`] says so. [`Self::restart`] sets it up again if [`Self::revives`]; else it is to be
+    /// removed and probed again.
+    pub fn was_reset(&self) -> bool {
+        match self {
+            Self::Soft(_) => false,
+            #[cfg(feature = "dpdk")]
+            Self::Ethdev(vf) => vf.was_reset(),
+        }
+    }
+
+    /// Whether its driver sets up all of it when it starts.
+    pub fn revives(&self) -> bool {
+        match self {
+            Self::Soft(_) => true,
+            #[cfg(feature = "dpdk")]
+            Self::Ethdev(vf) => vf.revives(),
         }
     }
 

@@ -36,6 +36,23 @@ pub(super) fn own_group(address: PciAddress) -> Result<i32, String> {
     own_group_in(Path::new(DEVICES), address)
 }
 
+/// [`Error::VfAbsent`] if somebody else has the function's IOMMU group: VFIO gives it to one process at a time.
+pub(super) fn require_free(address: PciAddress, group: i32) -> Result<()> {
+    let path = format!("/dev/vfio/{group}");
+    let opened = std::fs::OpenOptions::new().read(true).write(true).open(&path);
+    require_opened(address, &path, opened)
+}
+
+fn require_opened(address: PciAddress, path: &str, opened: std::io::Result<std::fs::File>) -> Result<()> {
+    match opened {
+        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => Err(Error::VfAbsent(format!(
+            "another process has {path}, the IOMMU group of {address}; end it (fuser -v {path} says which)"
+        ))),
+        // For DPDK to find, or not.
+        _ => Ok(()),
+    }
+}
+
 fn own_group_in(devices: &Path, address: PciAddress) -> Result<i32, String> {
     let device = devices.join(address.to_string());
     let name_of = |link: &str| {
@@ -88,6 +105,17 @@ mod tests {
             symlink(format!("../../../bus/pci/drivers/{driver}"), device.join("driver")).unwrap();
             require_usable_in(sysfs.path(), address).unwrap();
         }
+    }
+
+    #[test]
+    fn a_group_that_another_process_has_is_told_with_who_to_look_for() {
+        let address: PciAddress = "0000:05:08.1".parse().unwrap();
+        let opened = |errno| require_opened(address, "/dev/vfio/42", Err(std::io::Error::from_raw_os_error(errno)));
+        match opened(libc::EBUSY) {
+            Err(Error::VfAbsent(text)) => assert!(text.contains("fuser -v /dev/vfio/42"), "{text}"),
+            other => panic!("{other:?}"),
+        }
+        opened(libc::ENOENT).unwrap();
     }
 
     #[test]

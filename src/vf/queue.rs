@@ -37,12 +37,20 @@ pub struct EthdevTx {
     /// Frames that may be lent and were not yet sent.
     pub(super) staged: usize,
     /// The memories that lent frames are in, at least as long as they are out.
-    pub(super) lenders: ArrayVec<Arc<Lendable>, LENDERS>,
+    pub(super) lenders: ArrayVec<Lender, LENDERS>,
     /// What is lent may begin in an mbuf of ours.
     pub(super) heads: bool,
     /// Of a driver that is to be asked what it is done with.
     pub(super) asking: Option<Asking>,
     pub(super) _lease: Lease,
+}
+
+/// A memory that lent frames are in.
+#[derive(Debug)]
+pub(super) struct Lender {
+    memory: Arc<Lendable>,
+    /// Another one has taken its place: none are out when so many are back (see [`TxQueue::returned`]).
+    last: Option<u32>,
 }
 
 /// How a driver is asked that frees what it has sent only a ring later.
@@ -113,7 +121,7 @@ impl EthdevTx {
     /// Keeps a memory mapped as long as frames in it may be out. `false`: too many are kept already.
     #[inline]
     fn keep(&mut self, memory: &Arc<Lendable>) -> bool {
-        if self.lenders.last().is_some_and(|last| Arc::ptr_eq(last, memory)) {
+        if self.lenders.last().is_some_and(|last| last.last.is_none() && Arc::ptr_eq(&last.memory, memory)) {
             return true;
         }
         self.keep_another(memory)
@@ -121,14 +129,12 @@ impl EthdevTx {
 
     #[cold]
     fn keep_another(&mut self, memory: &Arc<Lendable>) -> bool {
-        if self.lenders.iter().any(|lender| Arc::ptr_eq(lender, memory)) {
+        if let Some(lender) = self.lenders.iter_mut().find(|lender| Arc::ptr_eq(&lender.memory, memory)) {
+            lender.last = None;
             return true;
         }
-        if self.lent == self.returned() {
-            // Staged ones are not counted yet, but their rings keep their memory.
-            self.lenders.clear();
-        }
-        self.lenders.try_push(Arc::clone(memory)).is_ok()
+        // None makes room here: who lets go of the last of a memory unmaps it, which takes its time.
+        self.lenders.try_push(Lender { memory: Arc::clone(memory), last: None }).is_ok()
     }
 
     /// How many frames from the first on may go into the ring now: see [`Asking`].
@@ -276,10 +282,14 @@ impl TxQueue for EthdevTx {
         }
     }
 
-    fn forget_memories(&mut self) {
-        if self.lent == self.returned() {
-            self.lenders.clear();
-        }
+    fn forget_memories(&mut self, current: Option<&Arc<Lendable>>) -> bool {
+        let (lent, returned) = (self.lent, self.returned());
+        let is_current = |lender: &Lender| current.is_some_and(|current| Arc::ptr_eq(current, &lender.memory));
+        self.lenders.retain(|lender| {
+            // Counts wrap; they are never half of their range apart.
+            is_current(lender) || returned.wrapping_sub(*lender.last.get_or_insert(lent)).cast_signed() < 0
+        });
+        self.lenders.iter().all(is_current)
     }
 
     fn send(&mut self, burst: &mut ArrayVec<TxMbuf, BURST>, refused: &mut u32) -> usize {

@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::ethernet::{MAX_MTU, TAGGED_HEADER};
 
 const AF_PACKET: &str = "net_af_packet";
+const IGB_VF: &str = "net_e1000_igb_vf";
 
 /// net_af_packet carries what a frame of its ring holds (`framesz`) behind the kernel's headers, but up to 25.11 it
 /// claims 1500 whatever the size. `None` for other drivers.
@@ -45,6 +46,17 @@ pub(super) fn most_written(spec: &VfSpec) -> usize {
         Some("net_null") => argument(spec, "size").map_or(Some(64), |size| size.parse().ok()).unwrap_or(usize::MAX),
         _ => usize::MAX,
     }
+}
+
+/// Whether the message of a VF's PF, that it was reset, is to be looked for: see [`super::reset_watch`].
+pub(super) fn has_deaf_mailbox(driver: &str) -> bool {
+    driver == IGB_VF
+}
+
+/// Drivers whose start sets up all of a VF whose PF was reset, reset included (22.11). Of others it is known that they
+/// do not (net_iavf tells its PF of its queues when it is probed or reset only), or nothing.
+pub(super) fn revives(driver: &str) -> bool {
+    driver == IGB_VF
 }
 
 /// net_af_packet and net_af_xdp are on an interface that is there already. Without it they fail with no more than an

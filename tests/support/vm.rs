@@ -13,6 +13,7 @@
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -74,6 +75,8 @@ pub struct VmConfig {
     pub device: Vec<String>,
     /// Further words on the kernel's command line.
     pub kernel: Vec<String>,
+    /// A memory balloon, for [`Vm::balloon`].
+    pub balloon: bool,
 }
 
 impl VmConfig {
@@ -90,6 +93,7 @@ impl VmConfig {
             mtu: None,
             device: Vec::new(),
             kernel: Vec::new(),
+            balloon: false,
         }
     }
 
@@ -146,6 +150,10 @@ impl VmConfig {
         ];
         let mut arguments: Vec<OsString> =
             arguments.iter().flat_map(|line| line.split(' ')).map(OsString::from).collect();
+        if self.balloon {
+            let qmp = format!("unix:{dir}/qmp.sock,server=on,wait=off");
+            arguments.extend(["-device", "virtio-balloon-pci", "-qmp", &qmp].map(OsString::from));
+        }
         arguments.push("-append".into());
         arguments.push(kernel.into());
         arguments
@@ -244,6 +252,23 @@ impl Vm {
         Ok(())
     }
 
+    /// Its memory balloon ([`VmConfig::balloon`]), to be worked beside everything else.
+    pub fn balloon(&self) -> io::Result<Balloon> {
+        let qmp = BufReader::new(UnixStream::connect(self.dir.path().join("qmp.sock"))?);
+        qmp.get_ref().set_read_timeout(Some(RUN_TIMEOUT))?;
+        let mut balloon = Balloon { qmp, memory: self.memory()? };
+        balloon.ask("{\"execute\": \"qmp_capabilities\"}")?;
+        Ok(balloon)
+    }
+
+    /// The file that the guest's memory is in.
+    fn memory(&self) -> io::Result<File> {
+        let fds = fs::read_dir(format!("/proc/{}/fd", self.pid()))?.filter_map(Result::ok).map(|fd| fd.path());
+        let is_memory = |fd: &PathBuf| fs::read_link(fd).is_ok_and(|to| to.to_string_lossy().starts_with("/memfd:"));
+        let largest = fds.filter(is_memory).max_by_key(|fd| fs::metadata(fd).map_or(0, |file| file.len()));
+        File::open(largest.ok_or_else(|| io::Error::other("QEMU has no memfd"))?)
+    }
+
     /// Kills QEMU on the spot, as a crash would (SIGKILL).
     pub fn kill(mut self) -> io::Result<()> {
         self.qemu.kill()?;
@@ -305,6 +330,52 @@ impl Drop for Vm {
         // Both fail only for a process that is already gone.
         let _ = self.qemu.kill();
         let _ = self.qemu.wait();
+    }
+}
+
+/// A guest's memory balloon.
+#[derive(Debug)]
+pub struct Balloon {
+    qmp: BufReader<UnixStream>,
+    memory: File,
+}
+
+impl Balloon {
+    /// Leaves the guest so many MiB, and waits until it has no more, or has got them back.
+    pub fn leave(&mut self, mib: u64) -> io::Result<()> {
+        let bytes = mib << 20;
+        self.ask(&format!("{{\"execute\": \"balloon\", \"arguments\": {{\"value\": {bytes}}}}}"))?;
+        let deadline = Instant::now() + RUN_TIMEOUT;
+        while self.ask("{\"execute\": \"query-balloon\"}")?["actual"] != bytes {
+            if Instant::now() > deadline {
+                return Err(io::Error::other(format!("the balloon does not leave {mib} MiB")));
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
+    }
+
+    /// Bytes of the guest's memory that are there.
+    pub fn present(&self) -> io::Result<u64> {
+        Ok(self.memory.metadata()?.blocks() * 512)
+    }
+
+    fn ask(&mut self, command: &str) -> io::Result<serde_json::Value> {
+        writeln!(self.qmp.get_mut(), "{command}")?;
+        loop {
+            let mut line = String::new();
+            if self.qmp.read_line(&mut line)? == 0 {
+                return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
+            }
+            let mut answer: serde_json::Value = serde_json::from_str(&line)?;
+            if let Some(error) = answer.get("error") {
+                return Err(io::Error::other(format!("{command}: {error}")));
+            }
+            // Not the greeting, nor an event.
+            if let Some(value) = answer.get_mut("return") {
+                return Ok(value.take());
+            }
+        }
     }
 }
 

@@ -66,6 +66,13 @@ impl Rig {
         self.counters.snapshot().dropped.guest_ring_empty
     }
 
+    /// As the front end does with SET_VRING_ENABLE and ADD_MEM_REG.
+    fn change(&mut self, pair: usize, enabled: bool) {
+        self.guest.grow();
+        assert!(self.lane.change_ring(pair, &RingPlan { enabled, ..self.guest.rx_plan(pair) }));
+        self.check();
+    }
+
     fn rebuild(&mut self, pair: usize, enabled: bool) {
         let used = self.guest.rx[pair].ring.used_idx();
         assert_eq!(self.lane.remove_ring(pair), Some(used));
@@ -177,7 +184,7 @@ fn a_disabled_ring_gets_nothing_not_even_what_was_held_for_it() {
     rig.arrive(0, flows[1], 2);
     rig.turn();
     rig.guest.rx.iter_mut().for_each(|rx| rx.post(64));
-    rig.rebuild(0, false);
+    rig.change(0, false);
     rig.turn();
     assert_eq!((rig.guest.rx[0].ring.used_idx(), rig.guest.rx[1].ring.used_idx()), (0, 4));
     rig.rebuild(1, false);
@@ -186,7 +193,7 @@ fn a_disabled_ring_gets_nothing_not_even_what_was_held_for_it() {
     assert_eq!(rig.counters.snapshot().dropped.disabled, 5);
 }
 
-/// SET_VRING_CALL on the only ring rebuilds it.
+/// Other features on the only ring rebuild it.
 #[test]
 fn a_rebuilt_ring_misses_nothing_that_the_vf_has_received() {
     let mut rig = Rig::new(1, 1);
@@ -228,6 +235,7 @@ enum Step {
     Pass(u64),
     Post(usize, usize),
     Rebuild(usize, bool),
+    Change(usize, bool),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -237,6 +245,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (0..60_u64).prop_map(Step::Pass),
         4 => (0..3_usize, 1..40_usize).prop_map(|(pair, n)| Step::Post(pair, n)),
         1 => (0..3_usize, any::<bool>()).prop_map(|(pair, enabled)| Step::Rebuild(pair, enabled)),
+        1 => (0..3_usize, any::<bool>()).prop_map(|(pair, enabled)| Step::Change(pair, enabled)),
     ]
 }
 
@@ -257,6 +266,7 @@ proptest! {
                 Step::Pass(micros) => rig.clock.pass(micros),
                 Step::Post(pair, n) => rig.guest.rx[pair].post(n),
                 Step::Rebuild(pair, enabled) => rig.rebuild(pair, enabled),
+                Step::Change(pair, enabled) => rig.change(pair, enabled),
             }
             rig.check();
         }

@@ -74,6 +74,13 @@ impl Guest {
         }
     }
 
+    /// The front end adds a region.
+    fn grow(&mut self) {
+        let end = self.memory.regions().iter().map(|region| region.gpa.0 + region.size).max().unwrap();
+        let spec = RegionSpec { gpa: Gpa(end), size: 4096, user: UserAddr(USER - GPA + end), offset: 0 };
+        self.memory = self.memory.with(spec, Driver::new(8192, 1, 0).file.try_clone().unwrap()).unwrap();
+    }
+
     fn tx_plan(&self, pair: usize) -> RingPlan {
         self.plan(&self.tx[pair].ring)
     }

@@ -92,6 +92,13 @@ impl Rig {
         self.lane.insert_ring(pair, RingPlan { enabled, ..self.guest.tx_plan(pair) }).unwrap();
     }
 
+    /// As [`Self::rebuild`], for what does not need it: what is out stays out.
+    fn change(&mut self, pair: usize, enabled: bool) {
+        self.guest.grow();
+        assert!(self.lane.change_ring(pair, &RingPlan { enabled, ..self.guest.tx_plan(pair) }));
+        self.lane.forget_memories();
+    }
+
     fn dropped(&self) -> Dropped {
         self.counters.snapshot().dropped
     }
@@ -113,6 +120,7 @@ enum Step {
     Pool(usize),
     Ready(bool),
     Rebuild(usize, bool),
+    Change(usize, bool),
     /// Whether the VF keeps what is lent to it.
     Keep(bool),
     /// It returns so many.
@@ -129,6 +137,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0..100_usize).prop_map(Step::Pool),
         1 => any::<bool>().prop_map(Step::Ready),
         1 => (0..PAIRS, any::<bool>()).prop_map(|(pair, enabled)| Step::Rebuild(pair, enabled)),
+        2 => (0..PAIRS, any::<bool>()).prop_map(|(pair, enabled)| Step::Change(pair, enabled)),
         1 => any::<bool>().prop_map(Step::Keep),
         3 => (1..100_usize).prop_map(Step::Return),
     ]
@@ -156,6 +165,7 @@ proptest! {
                 Step::Pool(n) => rig.vf.script().pool = n,
                 Step::Ready(ready) => rig.ready.store(ready, Relaxed),
                 Step::Rebuild(pair, enabled) => rig.rebuild(pair, enabled),
+                Step::Change(pair, enabled) => rig.change(pair, enabled),
                 Step::Keep(keeps) => rig.vf.script().keeps = keeps,
                 Step::Return(n) => {
                     let mut script = rig.vf.script();
@@ -275,6 +285,53 @@ fn lent_frames_are_counted_by_how_long_they_were_out() {
     rig.vf.script().keeps = false;
     assert_eq!(rig.lane.remove_ring(0), Some(99));
     assert_eq!(rig.counters.snapshot().completions.total(), rig.counters.snapshot().zero_copied);
+}
+
+/// Another call fd, more memory, less to be lent, enabled or not: nothing of that waits for the VF.
+#[test]
+fn a_ring_changes_while_its_frames_are_out() {
+    let mut rig = Rig::new();
+    (rig.vf.script().lends_from, rig.vf.script().keeps) = (0, true);
+    rig.vf.script().takes = [20, 0].into();
+    rig.offer(0, 40, What::Good);
+    rig.turn();
+    let call = Arc::new(rustix::event::eventfd(0, rustix::event::EventfdFlags::NONBLOCK).unwrap());
+    let doorbell = Doorbell { call: Some(call.clone()), ..Doorbell::default() };
+    rig.guest.grow();
+    let plan = RingPlan { doorbell, lendable: None, ..rig.guest.tx_plan(0) };
+    assert!(rig.lane.change_ring(0, &plan));
+    assert_eq!((rig.vf.script().out.len(), rig.used), (20, 0), "they are where they were");
+    // The rest of the burst was staged by then, and goes out as it is.
+    rig.turn();
+    rig.vf.script().give_back(32);
+    assert!(rig.vf.script().out.is_empty(), "nothing more is lent");
+    rig.turn();
+    assert_eq!((rig.used, rig.counters.snapshot().packets), (40, 40));
+    let mut signals = [0; 8];
+    assert_eq!(rustix::io::read(&*call, &mut signals), Ok(8), "the new call fd is signalled");
+    rig.vf.script().keeps = false;
+    assert!(rig.lane.change_ring(0, &RingPlan { enabled: false, ..plan }));
+    rig.offer(0, 5, What::Good);
+    rig.turn();
+    assert_eq!((rig.used, rig.dropped().disabled), (45, 5));
+    assert_eq!(rig.lane.remove_ring(0), Some(45));
+    assert!(!rig.lane.change_ring(0, &rig.guest.tx_plan(0)), "no ring to change");
+}
+
+/// What would take memory away, or make another ring of it, does not pass for a small change.
+#[test]
+fn a_ring_is_another_one_with_other_addresses_or_less_memory() {
+    let mut guest = Guest::new(1, 16);
+    let plan = guest.tx_plan(0);
+    let moved = RingPlan { config: RingConfig { base: 7, ..plan.config }, ..plan.clone() };
+    assert!(plan.is(&plan.clone()) && plan.is(&moved), "where it begins is no part of what it is");
+    let other = RingPlan { config: RingConfig { event_idx: true, ..plan.config }, ..plan.clone() };
+    assert!(!plan.is_near(&other));
+    guest.grow();
+    let grown = guest.tx_plan(0);
+    assert!(plan.is_near(&grown) && !plan.is(&grown) && !grown.is_near(&plan));
+    let disabled = RingPlan { enabled: false, ..plan.clone() };
+    assert!(plan.is_near(&disabled) && !plan.is(&disabled));
 }
 
 /// A ring goes only when the VF is done with its frames, or is known not to be.
