@@ -107,6 +107,15 @@ impl HostRange {
         bytes
     }
 
+    /// Writes to its start, as a device does. `memory` is where a look-up found it.
+    #[cfg(test)]
+    pub(crate) fn overwrite(&self, memory: &super::GuestMemory, bytes: &[u8]) {
+        assert_eq!(memory.translate(self.gpa, self.len as u64).map(|range| range.ptr), Some(self.ptr));
+        assert!(bytes.len() <= self.len);
+        // SAFETY: it lies in `memory`, which is alive.
+        unsafe { super::GuestStore.bytes(self, 0, bytes) };
+    }
+
     /// Reads a little-endian `u16` once.
     ///
     /// # Safety

@@ -60,10 +60,8 @@ pub struct RingPlan {
     pub enabled: bool,
     /// Offloads negotiated (TX rings).
     pub rules: TxRules,
-    /// What frames may be sent from where they lie (TX rings).
+    /// What frames may be sent from where they lie, or received into without a copy.
     pub lendable: Option<Arc<Lendable>>,
-    /// Frames may be received into the guest's memory without a copy (RX rings).
-    pub zero_copy: bool,
     /// The guest takes "checksum is good" (RX rings; VIRTIO_NET_F_GUEST_CSUM).
     pub guest_checksum: bool,
 }
@@ -118,8 +116,14 @@ pub trait Lane: Send {
     /// At home: puts the ring of a queue pair in.
     fn insert_ring(&mut self, pair: usize, plan: RingPlan) -> Result<()>;
 
-    /// At home: waits a little until the VF has given back what it took from where it lies. `false`: it has not; it is to
-    /// be restarted before any ring is taken out.
+    /// At home: a ring goes on with the doorbell, the lendable memory and the `guest_checksum` of this plan, while what is
+    /// in flight stays where it is. `false`: it is to be taken out and put in anew.
+    fn amend_ring(&mut self, _pair: usize, _plan: &RingPlan) -> bool {
+        false
+    }
+
+    /// At home: waits a little until the VF has given back what it took from where it lies; takes back what was posted and
+    /// not taken. `false`: the VF has some left; it is to be restarted before any ring is taken out, and this called again.
     fn await_returns(&mut self) -> bool {
         true
     }
@@ -212,8 +216,8 @@ impl<Q: RxQueue> VfToGuest<Q> {
                 return None;
             }
         };
-        self.unstock(pair);
         let pushed = match self.waiting & 1 << pair {
+            0 if self.is_reserved(pair) => self.push_among_reserved(queue, pair, &packet),
             0 => self.push(pair, &packet),
             _ => Err(PushError::Empty),
         };

@@ -23,7 +23,7 @@ mod vf_to_guest;
 mod watchdog;
 
 pub use completions::Completions;
-pub use counters::{Cause, Dropped, LaneCounters, LaneSnapshot};
+pub use counters::{Cause, Dropped, LaneCounters, LaneSnapshot, Shortage};
 pub use doorbell::{Doorbell, NotifyMark};
 pub use guest_to_vf::GuestToVf;
 pub use lane::{Lane, LaneId, RingPlan, Trigger, Turn};

@@ -1,12 +1,13 @@
 //! The ring a guest receives on.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use arrayvec::ArrayVec;
 
 use super::chain::{self, DESCRIPTORS, Stop};
 use super::virtqueue::{Queue, Token, Virtqueue, either};
-use super::{BURST, ChainFault, Gather, LINE, NetHeader, Ring, RingConfig, RingFault};
+use super::{ChainFault, Gather, LINE, NetHeader, Ring, RingConfig, RingFault};
 use crate::error::Result;
 use crate::guest::{GuestMemory, GuestSink, GuestStore, HostRange};
 
@@ -38,40 +39,85 @@ pub struct Receiving {
     reserved: Reservations,
 }
 
-/// Buffers that frames come into without us, oldest first.
-#[derive(Debug, Default)]
+/// Most buffers that are reserved at a time: as many as the longest of a VF's receive rings that takes buffers early
+/// (see [`crate::vf::RxQueue::ahead`]), and some bursts more.
+const PLACES: usize = 256;
+
+/// Buffers taken out for frames that are still to come, in their order, oldest first.
+#[derive(Debug)]
 struct Reservations {
-    buffers: ArrayVec<Reserved, BURST>,
-    /// Those in front were used: they make room when all are, so that nothing is moved for each frame.
-    used: usize,
+    /// A ring: places are counted on, and taken modulo its length.
+    places: Box<[Reserved; PLACES]>,
+    first: usize,
+    end: usize,
+}
+
+/// One of them.
+#[derive(Clone, Copy, Debug)]
+struct Reserved {
+    token: Token,
+    /// The frame comes there without us. Else it comes elsewhere, and is copied.
+    posted: bool,
+    buffer: HostRange,
 }
 
 impl Reservations {
+    fn new() -> Self {
+        let nothing = Reserved { token: Token::default(), posted: false, buffer: HostRange::NONE };
+        Self { places: Box::new([nothing; PLACES]), first: 0, end: 0 }
+    }
+
     #[inline]
-    fn left(&self) -> &[Reserved] {
-        &self.buffers[self.used..]
+    fn len(&self) -> usize {
+        self.end - self.first
+    }
+
+    /// The one `behind` the oldest, which is there.
+    #[inline]
+    fn at(&self, behind: usize) -> &Reserved {
+        &self.places[(self.first + behind) % PLACES]
+    }
+
+    /// One more, of fewer than [`PLACES`].
+    #[inline]
+    fn push(&mut self, reserved: Reserved) {
+        self.places[self.end % PLACES] = reserved;
+        self.end += 1;
+    }
+
+    /// The newest, if it is not the only one left of the first `n`.
+    fn pop_back(&mut self, n: usize) -> Option<Reserved> {
+        let newest = (self.len() > n).then(|| *self.at(self.len() - 1))?;
+        self.end -= 1;
+        self.rewind();
+        Some(newest)
     }
 
     /// Takes the first `n` out.
     #[inline]
     fn pop(&mut self, n: usize) {
-        self.used += n;
-        if self.used == self.buffers.len() {
-            self.clear();
-        }
+        self.first += n;
+        self.rewind();
     }
 
-    fn clear(&mut self) {
-        self.buffers.clear();
-        self.used = 0;
+    /// A few that are used up and renewed all the time stay in the same cache lines.
+    #[inline]
+    fn rewind(&mut self) {
+        if self.first == self.end {
+            (self.first, self.end) = (0, 0);
+        }
     }
 }
 
-/// A buffer taken out for a frame that is still to come.
-#[derive(Clone, Copy, Debug)]
-struct Reserved {
-    token: Token,
-    buffer: HostRange,
+/// What [`RxRing::reserve`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Supply {
+    /// As many as were asked for, or all that the guest has posted.
+    Enough,
+    /// Too few to leave places free ahead of the first; none was reserved.
+    Few,
+    /// Behind those that were reserved, if any, comes a buffer that is too short, or in pieces, or that was refused.
+    Unfit,
 }
 
 /// Where in the guest's buffers the frame being pushed goes.
@@ -113,57 +159,71 @@ impl RxRing {
                 descriptors: 0,
                 pieces: Box::new(ArrayVec::new()),
             },
-            reserved: Reservations::default(),
+            reserved: Reservations::new(),
         };
         Ok(Self { queue, side })
     }
 
-    /// Takes buffers out for frames that a device is to write there itself, up to `BURST` before the first is used: each in one piece of at
-    /// least `room` bytes with the header, and in the order in which frames come. Ends at the first that is not so
-    /// (malformed ones are left to [`Self::push`]), or that `post` refuses.
+    /// Takes buffers out for frames that are still to come: the first `ahead` for frames that a device writes elsewhere
+    /// ([`Self::fill`]), the others, at most `most`, for those that it is to write there itself ([`Self::accept`]). Each is in
+    /// one piece of at least `room` bytes with the header. Ends at the first that is not so (malformed ones are left to
+    /// [`Self::push`]), or that `post` refuses; if it refuses the first it gets, or comes to none, nothing is reserved.
     ///
     /// # Errors
     /// The ring is broken.
     #[inline]
     pub fn reserve(
         &mut self,
+        ahead: usize,
+        most: usize,
         room: usize,
-        post: impl FnMut(HostRange, &Arc<GuestMemory>) -> bool,
-    ) -> Result<(), RingFault> {
+        post: impl FnMut(HostRange) -> bool,
+    ) -> Result<Supply, RingFault> {
         let Self { queue, side: Receiving { reserved, .. } } = self;
-        either!(queue, queue => reserve(queue, reserved, room, post))
+        let most = ahead + most;
+        if most > PLACES - reserved.len() {
+            return Ok(Supply::Few);
+        }
+        either!(queue, queue => reserve(queue, reserved, ahead, most, room, post))
     }
 
     /// Buffers reserved.
     #[inline]
     pub fn reserved(&self) -> usize {
-        self.side.reserved.left().len()
+        self.side.reserved.len()
+    }
+
+    /// The next frame is to be copied, to a buffer that was reserved for it.
+    #[inline]
+    pub fn is_place_free(&self) -> bool {
+        let reserved = &self.side.reserved;
+        reserved.len() > 0 && !reserved.at(0).posted
     }
 
     /// A frame of `len` bytes came to the address `at`, behind the header of a reserved buffer, which it gets. Buffers
-    /// reserved before that one got none: they are used with length 0. `false`: it is in none.
+    /// reserved before that one, at most `skip`, got none: they are used with length 0. `false`: it is in none.
     ///
     /// A driver that puts back the VLAN tag which the kernel took out does so in the headroom: then the frame begins
     /// where the header is to be, and is moved.
     #[inline]
-    pub fn accept(&mut self, at: usize, header: &NetHeader, len: usize) -> bool {
+    pub fn accept(&mut self, at: usize, skip: usize, header: &NetHeader, len: usize) -> bool {
         let Self { queue, side: Receiving { place, reserved } } = self;
         let header_len = place.header_len;
         let ahead = |to: &Reserved| (to.buffer.as_ptr().addr() + header_len).wrapping_sub(at);
-        let is_there = |to: &Reserved| ahead(to) <= header_len;
+        let is_there = |to: &Reserved| to.posted && ahead(to) <= header_len;
         // The first, but for what a driver took and did not use.
-        let Some((skipped, &reservation)) = reserved.left().iter().enumerate().find(|(_, to)| is_there(to)) else {
+        let Some(skipped) = (0..reserved.len().min(skip + 1)).find(|&behind| is_there(reserved.at(behind))) else {
             return false;
         };
-        let Reserved { token, buffer } = reservation;
-        let ahead = ahead(&reservation);
+        let Reserved { token, buffer, .. } = *reserved.at(skipped);
+        let ahead = ahead(reserved.at(skipped));
         if ahead > 0 {
             let len = len.min(buffer.len() - header_len);
             // SAFETY: the buffer was translated by this ring's view, which keeps the memory; both places are in it.
             unsafe { GuestStore.shift(&buffer, header_len - ahead, header_len, len) };
         }
         either!(queue, queue => {
-            reserved.left()[..skipped].iter().for_each(|skipped| queue.stage(skipped.token, 0));
+            (0..skipped).for_each(|behind| queue.stage(reserved.at(behind).token, 0));
             let encoded = header.encode(1);
             let write = |sink: &mut GuestSink<'_>| {
                 if header_len != encoded.len() || !sink.put(&encoded) {
@@ -179,12 +239,38 @@ impl RxRing {
         true
     }
 
-    /// Puts the reserved buffers back. No device may write to them any more.
-    pub fn release(&mut self) {
-        for reserved in self.side.reserved.left().iter().rev() {
-            either!(&mut self.queue, queue => queue.put_back(reserved.token.slots));
+    /// Copies a frame behind its header to the oldest reserved buffer, which was left free for it.
+    ///
+    /// # Errors
+    /// [`PushError::Oversize`]: it does not fit. The buffer is used all the same, with length 0.
+    ///
+    /// # Panics
+    /// If that buffer is for a frame that a device writes, or there is none.
+    pub fn fill(&mut self, header: &NetHeader, frame: &mut impl Gather) -> Result<(), PushError> {
+        assert!(self.is_place_free(), "no place was left for this frame");
+        let Self { queue, side: Receiving { place, reserved } } = self;
+        let Reserved { token, buffer, .. } = *reserved.at(0);
+        reserved.pop(1);
+        let total = place.header_len + frame.remaining();
+        either!(queue, queue => {
+            if total > buffer.len() {
+                queue.stage(token, 0);
+                return Err(PushError::Oversize);
+            }
+            place.write(buffer.first(total), header, frame);
+            queue.trust().judge(false);
+            queue.stage(token, total as u32);
+        });
+        Ok(())
+    }
+
+    /// Puts the newest reserved buffers back, so that `left` remain. No device may write to those any more, nor may
+    /// anything be reserved before the places among them are free of frames.
+    pub fn release(&mut self, left: usize) {
+        let Self { queue, side: Receiving { reserved, .. } } = self;
+        while let Some(newest) = reserved.pop_back(left) {
+            either!(queue, queue => queue.put_back(newest.token.slots));
         }
-        self.side.reserved.clear();
     }
 
     /// What the last [`Self::push`] cost beyond what it is for ordinary chains: as [`super::TxRing::toil`].
@@ -231,50 +317,66 @@ impl RxRing {
 fn reserve(
     queue: &mut impl Virtqueue,
     reserved: &mut Reservations,
+    ahead: usize,
+    most: usize,
     room: usize,
-    mut post: impl FnMut(HostRange, &Arc<GuestMemory>) -> bool,
-) -> Result<(), RingFault> {
+    mut post: impl FnMut(HostRange) -> bool,
+) -> Result<Supply, RingFault> {
     queue.look(false)?;
+    if ahead > 0 && !queue.is_ready(ahead as u16) {
+        // Those seen earlier are not enough; there may be more by now.
+        queue.look(true)?;
+        if !queue.is_ready(ahead as u16) {
+            return Ok(Supply::Few);
+        }
+    }
+    let before = reserved.len();
     let mut budget = DESCRIPTORS;
-    while !reserved.buffers.is_full() && queue.is_ready(0) {
-        let before = reserved.buffers.len();
-        // If `post` wants none, one look is enough to know it.
-        let most = if before == 0 { 1 } else { reserved.buffers.remaining_capacity() };
-        let taken = queue.take_simple::<true>(most, |token, buffer| {
-            let holds = buffer.len() >= room;
-            if holds {
-                buffer.prefetch_write(0);
-                reserved.buffers.push(Reserved { token, buffer });
-            }
-            holds
-        });
+    let unfit = Cell::new(false);
+    let mut take = |reserved: &mut Reservations, token, buffer: HostRange| {
+        let posted = reserved.len() - before >= ahead;
+        let fits = buffer.len() >= room && (!posted || post(buffer));
+        if fits {
+            buffer.prefetch_write(0);
+            reserved.push(Reserved { token, posted, buffer });
+        } else {
+            unfit.set(true);
+        }
+        fits
+    };
+    while reserved.len() - before < most && queue.is_ready(0) {
+        let left = most - (reserved.len() - before);
+        let taken = queue.take_simple::<true>(left, |token, buffer| take(reserved, token, buffer));
+        if taken == left || unfit.get() {
+            break;
+        }
         if taken > 0 {
-            let posted = reserved.buffers[before..].iter().take_while(|new| post(new.buffer, queue.memory())).count();
-            reserved.buffers.truncate(before + posted);
-            if posted < taken {
-                queue.put_back((taken - posted) as u16);
-                break;
-            }
             continue;
         }
         let mut first = None;
-        let take = |piece: HostRange| {
+        let piece = |piece: HostRange| {
             first = Some(piece);
             Err(Stop::Enough)
         };
-        let (token, read) = queue.read::<true>(0, &mut budget, take);
+        let (token, read) = queue.read::<true>(0, &mut budget, piece);
         if let Err(Stop::Ring(fault)) = read {
             return Err(fault);
         }
         match (first, read) {
-            (Some(buffer), Err(Stop::Enough)) if buffer.len() >= room && post(buffer, queue.memory()) => {
-                queue.advance(token.slots);
-                reserved.buffers.push(Reserved { token, buffer });
+            (Some(buffer), Err(Stop::Enough)) if take(reserved, token, buffer) => queue.advance(token.slots),
+            _ => {
+                unfit.set(true);
+                break;
             }
-            _ => break,
         }
     }
-    Ok(())
+    if ahead > 0 && reserved.len() - before <= ahead {
+        // Nothing was posted behind them: the frames that they were for come as all do.
+        while let Some(newest) = reserved.pop_back(before) {
+            queue.put_back(newest.token.slots);
+        }
+    }
+    Ok(if unfit.get() { Supply::Unfit } else { Supply::Enough })
 }
 
 impl Place {
@@ -297,15 +399,7 @@ impl Place {
             holds
         });
         if let Some((token, buffer)) = usual {
-            let encoded = header.encode(1);
-            let write = |sink: &mut GuestSink<'_>| {
-                if self.header_len != encoded.len() || !sink.put(&encoded) {
-                    sink.write(&encoded[..self.header_len]);
-                }
-                frame.store_next(sink);
-            };
-            // SAFETY: the buffer was translated by this ring's view, which keeps the memory.
-            unsafe { GuestStore.fill(buffer.first(total), write) };
+            self.write(buffer.first(total), header, frame);
             self.descriptors = 1;
             queue.trust().judge(false);
             queue.stage(token, total as u32);
@@ -341,6 +435,20 @@ impl Place {
             queue.stage(chain.token, chain.len);
         }
         Ok(())
+    }
+
+    /// Writes header and frame to a buffer of exactly their length.
+    #[inline(always)]
+    fn write(&self, buffer: HostRange, header: &NetHeader, frame: &mut impl Gather) {
+        let encoded = header.encode(1);
+        let write = |sink: &mut GuestSink<'_>| {
+            if self.header_len != encoded.len() || !sink.put(&encoded) {
+                sink.write(&encoded[..self.header_len]);
+            }
+            frame.store_next(sink);
+        };
+        // SAFETY: the buffer was translated by this ring's view, which keeps the memory.
+        unsafe { GuestStore.fill(buffer, write) };
     }
 
     /// Finds room for `total` bytes, in `chains` and `pieces`; takes nothing out unless a chain is malformed.

@@ -40,8 +40,13 @@ fn is_built_from(ours: &RingPlan, plan: &RingPlan) -> bool {
         && RingConfig { base: 0, ..ours.config } == RingConfig { base: 0, ..plan.config }
         && ours.doorbell.is(&plan.doorbell)
         && ours.lendable.as_ref().map(Arc::as_ptr) == plan.lendable.as_ref().map(Arc::as_ptr)
-        && (ours.enabled, ours.rules, ours.zero_copy, ours.guest_checksum)
-            == (plan.enabled, plan.rules, plan.zero_copy, plan.guest_checksum)
+        && (ours.enabled, ours.rules, ours.guest_checksum) == (plan.enabled, plan.rules, plan.guest_checksum)
+}
+
+/// Whether they differ at most by what [`Lane::amend_ring`] changes.
+fn is_amended(ours: &RingPlan, plan: &RingPlan) -> bool {
+    let RingPlan { doorbell, lendable, guest_checksum, .. } = plan.clone();
+    is_built_from(&RingPlan { doorbell, lendable, guest_checksum, ..ours.clone() }, plan)
 }
 
 /// The VF in place.
@@ -252,10 +257,10 @@ impl PortLanes {
         done
     }
 
-    /// Why not all frames of the guest are sent without a copy that might.
+    /// Why not all frames are moved without a copy that might, in either direction.
     pub(super) fn copies(&self) -> Option<String> {
-        let vf = self.vf.as_ref().filter(|place| place.vf.caps().dma == Dma::Own)?;
-        vf.vf.caps().copies.clone().or_else(|| self.lending.hindrance())
+        self.vf.as_ref().filter(|place| place.vf.caps().dma == Dma::Own)?;
+        self.lending.hindrance()
     }
 
     /// The guest is gone: the next one is another. Whether this one was silenced.
@@ -266,6 +271,14 @@ impl PortLanes {
 
     fn assert_drained(&self) {
         assert!(self.built.iter().all(Option::is_none), "the caller drains first");
+    }
+
+    /// Takes back the buffers of its guest that the VF has and no frame came into, now that none is posted any more. The
+    /// caller pauses before and resumes after.
+    pub(super) fn take_back_posted(&mut self) {
+        if !self.home(VF_TO_GUEST).await_returns() {
+            self.restart_vf();
+        }
     }
 
     /// Takes back what the VF has of its guest's frames, if need be by restarting it. The caller pauses before and
@@ -292,6 +305,10 @@ impl PortLanes {
         match self.built[ring].take() {
             Some(_) => {
                 if !self.home(direction).await_returns() {
+                    if let (GUEST_TO_VF, Some(InPlace { spec, .. })) = (direction, &self.vf) {
+                        let id = &self.id;
+                        warn!(port = %id, vf = %spec, "frames that the VF does not send are taken back: it is restarted");
+                    }
                     self.restart_vf();
                 }
                 self.home(direction).remove_ring(pair)
@@ -300,16 +317,18 @@ impl PortLanes {
         }
     }
 
-    /// The VF does not give back what it took from where it lies in the guest's memory, which may be about to go. Both
-    /// lanes are at home.
+    /// The VF does not give back what it took of the guest's memory, which may be about to go. Both lanes are at home.
     fn restart_vf(&mut self) {
+        // It would begin with what is posted.
+        self.home(VF_TO_GUEST).await_returns();
         let Some(place) = &mut self.vf else { return };
-        warn!(port = %self.id, vf = %place.spec, "frames that the VF does not send are taken back: it is restarted");
         if let Err(error) = place.vf.restart() {
             // The next look at it finds it stopped.
             warn!(port = %self.id, %error, "cannot restart the VF");
         }
         self.reta.clear();
+        // Now all of it is back.
+        self.home(VF_TO_GUEST).await_returns();
     }
 
     /// What ring `index` is to be built from, if it can run.
@@ -334,9 +353,10 @@ impl PortLanes {
             doorbell: Doorbell { kick: ring.kick.clone(), call: ring.call.clone(), err: ring.err.clone() },
             enabled: ring.enabled,
             rules,
-            lendable: self.lending.lendable(memory).filter(|_| place_of(index).0 == GUEST_TO_VF),
-            // No device of those whose drivers are known to be good for it writes memory by DMA.
-            zero_copy: self.zero_copy != ZeroCopy::Off && place_of(index).0 == VF_TO_GUEST,
+            lendable: self.lending.lendable(memory).filter(|_| match place_of(index).0 {
+                GUEST_TO_VF => caps.copies.is_none(),
+                _ => caps.copies_received.is_none(),
+            }),
             guest_checksum: has(features::NET_GUEST_CSUM),
         })
     }
@@ -392,14 +412,21 @@ impl Lanes for PortLanes {
         if self.silenced {
             return;
         }
-        let sends = |ring: &usize| place_of(*ring).0 == GUEST_TO_VF && self.plan(*ring, state, memory).is_some();
-        if (0..self.built.len()).any(|ring| sends(&ring)) {
+        if (0..self.built.len()).any(|ring| self.plan(ring, state, memory).is_some()) {
             let vf = self.vf.as_ref().map(|place| &place.vf);
             self.lending.follow(vf, memory, self.zero_copy);
         }
         for ring in 0..self.built.len() {
             let (direction, pair) = place_of(ring);
             let plan = self.plan(ring, state, memory);
+            if let (Some(built), Some(plan)) = (&self.built[ring], &plan)
+                && !is_built_from(built, plan)
+                && is_amended(built, plan)
+                && self.home(direction).amend_ring(pair, plan)
+            {
+                self.built[ring] = Some(plan.clone());
+                continue;
+            }
             match (&self.built[ring], plan) {
                 (None, None) => {}
                 (Some(built), Some(plan)) if is_built_from(built, &plan) => {}

@@ -114,6 +114,7 @@ impl SoftVf {
                 max_queues: QUEUES,
                 max_mtu: MAX_MTU,
                 copies: Some(format!("{spec} is not known to be done with sent frames in time and in order")),
+                copies_received: Some(format!("{spec} has buffers of its own")),
                 ..VfCaps::default()
             },
             // Locally administered; nothing filters by it.

@@ -123,22 +123,22 @@ fn reserved_buffers_are_used_in_order_or_put_back() {
     assert_eq!(reserve(&mut ring, ROOM), (0..32).map(at).collect::<Vec<_>>());
     assert_eq!((ring.reserved(), reserve(&mut ring, ROOM)), (32, vec![]));
     // The first gets a frame, the two behind it do not, then one that is nowhere.
-    assert!(ring.accept(place(&ring, at(0)), &HEADER, 60));
-    assert!(ring.accept(place(&ring, at(3)), &HEADER, 100));
-    assert!(!ring.accept(place(&ring, at(1)), &HEADER, 60), "it was passed");
+    assert!(ring.accept(place(&ring, at(0)), BURST, &HEADER, 60));
+    assert!(ring.accept(place(&ring, at(3)), BURST, &HEADER, 100));
+    assert!(!ring.accept(place(&ring, at(1)), BURST, &HEADER, 60), "it was passed");
     assert!(ring.publish());
     let used: Vec<_> = std::iter::from_fn(|| rig.driver.take_used()).collect();
     assert_eq!(used, [(0, 72), (1, 0), (2, 0), (3, 112)]);
     assert_eq!(rig.read(at(3), 12), HEADER.encode(1));
     assert_eq!(ring.reserved(), 28);
     // Put back, they come again, and a copied frame takes the first.
-    ring.release();
+    ring.release(0);
     assert_eq!((ring.reserved(), ring.position()), (0, 64));
     ring.push(&HEADER, &mut &[7; 20][..]).unwrap();
     ring.publish();
     assert_eq!(rig.driver.take_used(), Some((4, 32)));
     assert_eq!(reserve(&mut ring, ROOM), (5..36).map(at).collect::<Vec<_>>());
-    ring.release();
+    ring.release(0);
     // Not beyond one that is short, in pieces, or malformed; and not more than is wanted.
     for (head, what) in [(40, "short"), (41, "in pieces"), (43, "not writable"), (99, "no descriptor")] {
         let mut rig = Rig { driver: rig.driver.beside(0, 64, 60), config: rig.config };
@@ -149,13 +149,13 @@ fn reserved_buffers_are_used_in_order_or_put_back() {
         rig.post([0, 0, head, 0]);
         let mut ring = rig.rx();
         assert_eq!(reserve(&mut ring, ROOM).len(), 2, "{what}");
-        ring.release();
+        ring.release(0);
         for wanted in 0..2 {
             let mut left = wanted;
-            let post = |_, _: &_| std::mem::replace(&mut left, 0) > 0;
-            assert_eq!(ring.reserve(ROOM, post), Ok(()));
+            let post = |_| std::mem::replace(&mut left, 0) > 0;
+            assert!(ring.reserve(0, BURST, ROOM, post).is_ok());
             assert_eq!(ring.reserved(), wanted);
-            ring.release();
+            ring.release(0);
         }
     }
 }
