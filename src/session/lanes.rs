@@ -322,6 +322,7 @@ impl PortLanes {
         // It would begin with what is posted.
         self.home(VF_TO_GUEST).await_returns();
         let Some(place) = &mut self.vf else { return };
+        info!(port = %self.id, vf = %place.spec, "the VF is restarted: it gives back what it has of the guest's memory");
         if let Err(error) = place.vf.restart() {
             // The next look at it finds it stopped.
             warn!(port = %self.id, %error, "cannot restart the VF");
