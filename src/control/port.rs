@@ -378,8 +378,8 @@ impl<V> Port<V> {
             Shortage::Unfit => Some("the guest's buffers are shorter than what the VF may write, or in pieces".into()),
         };
         Copies {
-            guest_to_vf: vf.caps.copies.clone().or_else(hindrance),
-            vf_to_guest: vf.caps.copies_received.clone().or_else(hindrance).or_else(shortage),
+            guest_to_vf: vf.caps.copies.clone().map(Into::into).or_else(hindrance),
+            vf_to_guest: vf.caps.copies_received.clone().map(Into::into).or_else(hindrance).or_else(shortage),
         }
     }
 

@@ -191,6 +191,9 @@ impl<Q: RxQueue> VfToGuest<Q> {
             let mut burst = ArrayVec::new();
             moved += self.sources[queue].queue.receive(&mut burst);
             self.expect(queue, burst.len());
+            if self.sources[queue].queue.takes_early() {
+                self.fill_places(queue, &mut burst);
+            }
             // Not `in burst`, which would move it to another place as a whole.
             for packet in burst.drain(..) {
                 match packet.placed_at() {
@@ -216,8 +219,8 @@ impl<Q: RxQueue> VfToGuest<Q> {
                 return None;
             }
         };
+        self.unstock(pair);
         let pushed = match self.waiting & 1 << pair {
-            0 if self.is_reserved(pair) => self.push_among_reserved(queue, pair, &packet),
             0 => self.push(pair, &packet),
             _ => Err(PushError::Empty),
         };

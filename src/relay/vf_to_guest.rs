@@ -230,7 +230,7 @@ impl<Q: RxQueue> VfToGuest<Q> {
 
     /// Whether buffers of the ring are reserved for frames to come.
     #[inline]
-    pub(super) fn is_reserved(&self, pair: usize) -> bool {
+    fn is_reserved(&self, pair: usize) -> bool {
         self.seats[pair].as_ref().is_some_and(|seat| seat.ring.reserved() > 0)
     }
 
@@ -242,28 +242,30 @@ impl<Q: RxQueue> VfToGuest<Q> {
         }
     }
 
-    /// Places a frame that came into a buffer of the VF's own, while buffers of its ring are reserved.
-    #[cold]
-    pub(super) fn push_among_reserved(
-        &mut self,
-        queue: usize,
-        pair: usize,
-        packet: &Q::Packet,
-    ) -> Result<(), PushError> {
-        if !self.sources[queue].queue.takes_early() {
-            // It has run out of them, or used another: those that are left are for later ones.
-            self.take_back(pair);
-        }
-        match self.seats[pair].as_mut() {
-            Some(seat) if seat.ring.reserved() == 0 => self.push(pair, packet),
-            Some(seat) if self.sources[queue].stocked == Some(pair as u8) && seat.ring.is_place_free() => {
-                self.touched |= 1 << pair;
-                seat.dry = false;
-                let header = seat.header(packet);
-                seat.ring.fill(&header, &mut packet.gather())
+    /// Places the first frames of a burst, as far as buffers are reserved for them: they came there, or are copied there.
+    #[inline(never)]
+    pub(super) fn fill_places(&mut self, queue: usize, burst: &mut ArrayVec<Q::Packet, BURST>) {
+        let Some(pair) = self.sources[queue].stocked.map(usize::from) else { return };
+        let reserved = self.seats[pair].as_ref().map_or(0, |seat| seat.ring.reserved());
+        for packet in burst.drain(..reserved.min(burst.len())) {
+            match packet.placed_at() {
+                Some(at) => self.accept(queue, at, &packet),
+                None => self.fill(pair, &packet),
             }
-            // Of another queue, or not in the order in which buffers were given: nothing is known of them.
-            _ => Err(PushError::Empty),
+        }
+    }
+
+    /// Copies a frame to the buffer that was left free for it.
+    fn fill(&mut self, pair: usize, packet: &Q::Packet) {
+        let Some(seat) = self.seats[pair].as_mut().filter(|seat| seat.ring.is_place_free()) else {
+            // The VF did not use its buffers in order: nothing is known of them any more.
+            return self.tally.drop(Cause::NotReady, 1);
+        };
+        self.touched |= 1 << pair;
+        seat.dry = false;
+        match seat.ring.fill(&seat.header(packet), &mut packet.gather()) {
+            Ok(()) => self.tally.add(packet.len()),
+            Err(_) => self.tally.drop(Cause::Oversize, 1),
         }
     }
 
@@ -523,7 +525,11 @@ impl<Q: RxQueue> Lane for VfToGuest<Q> {
     }
 
     fn await_returns(&mut self) -> bool {
-        self.sources.iter_mut().fold(true, |all, source| source.take_back(&mut self.seats) && all)
+        let mut all = true;
+        for source in &mut self.sources {
+            all &= source.take_back(&mut self.seats);
+        }
+        all
     }
 
     fn remove_ring(&mut self, pair: usize) -> Option<u16> {

@@ -1,6 +1,5 @@
 //! The ring a guest receives on.
 
-use std::cell::Cell;
 use std::sync::Arc;
 
 use arrayvec::ArrayVec;
@@ -212,9 +211,11 @@ impl RxRing {
         let ahead = |to: &Reserved| (to.buffer.as_ptr().addr() + header_len).wrapping_sub(at);
         let is_there = |to: &Reserved| to.posted && ahead(to) <= header_len;
         // The first, but for what a driver took and did not use.
-        let Some(skipped) = (0..reserved.len().min(skip + 1)).find(|&behind| is_there(reserved.at(behind))) else {
-            return false;
+        let skipped = match reserved.len() > 0 && is_there(reserved.at(0)) {
+            true => Some(0),
+            false => (1..reserved.len().min(skip + 1)).find(|&behind| is_there(reserved.at(behind))),
         };
+        let Some(skipped) = skipped else { return false };
         let Reserved { token, buffer, .. } = *reserved.at(skipped);
         let ahead = ahead(reserved.at(skipped));
         if ahead > 0 {
@@ -246,6 +247,7 @@ impl RxRing {
     ///
     /// # Panics
     /// If that buffer is for a frame that a device writes, or there is none.
+    #[cold]
     pub fn fill(&mut self, header: &NetHeader, frame: &mut impl Gather) -> Result<(), PushError> {
         assert!(self.is_place_free(), "no place was left for this frame");
         let Self { queue, side: Receiving { place, reserved } } = self;
@@ -257,7 +259,9 @@ impl RxRing {
                 queue.stage(token, 0);
                 return Err(PushError::Oversize);
             }
-            place.write(buffer.first(total), header, frame);
+            place.pieces.clear();
+            place.pieces.push(buffer.first(total));
+            place.spread(header, 1, frame);
             queue.trust().judge(false);
             queue.stage(token, total as u32);
         });
@@ -268,9 +272,7 @@ impl RxRing {
     /// anything be reserved before the places among them are free of frames.
     pub fn release(&mut self, left: usize) {
         let Self { queue, side: Receiving { reserved, .. } } = self;
-        while let Some(newest) = reserved.pop_back(left) {
-            either!(queue, queue => queue.put_back(newest.token.slots));
-        }
+        either!(queue, queue => put_back(queue, reserved, left));
     }
 
     /// What the last [`Self::push`] cost beyond what it is for ordinary chains: as [`super::TxRing::toil`].
@@ -300,13 +302,12 @@ impl RxRing {
     /// Descriptors behind those that the frame needs are not looked at (of a packed ring: not used).
     ///
     /// # Errors
-    /// See [`PushError`].
-    ///
-    /// # Panics
-    /// While buffers are reserved: their frames come first.
+    /// See [`PushError`]. [`PushError::Empty`] also while buffers are reserved: their frames come first.
     #[inline]
     pub fn push(&mut self, header: &NetHeader, frame: &mut impl Gather) -> Result<(), PushError> {
-        assert!(self.reserved() == 0, "a frame overtakes those that reserved buffers wait for");
+        if self.reserved() > 0 {
+            return Err(PushError::Empty);
+        }
         let Self { queue, side: Receiving { place, .. } } = self;
         either!(queue, queue => place.push(queue, header, frame))
     }
@@ -332,51 +333,56 @@ fn reserve(
     }
     let before = reserved.len();
     let mut budget = DESCRIPTORS;
-    let unfit = Cell::new(false);
-    let mut take = |reserved: &mut Reservations, token, buffer: HostRange| {
-        let posted = reserved.len() - before >= ahead;
-        let fits = buffer.len() >= room && (!posted || post(buffer));
+    let mut supply = Supply::Enough;
+    // The next that is to be posted.
+    let mut next = before + ahead;
+    let place = |reserved: &mut Reservations, token, buffer: HostRange| {
+        let fits = buffer.len() >= room;
         if fits {
             buffer.prefetch_write(0);
-            reserved.push(Reserved { token, posted, buffer });
-        } else {
-            unfit.set(true);
+            reserved.push(Reserved { token, posted: reserved.len() >= before + ahead, buffer });
         }
         fits
     };
-    while reserved.len() - before < most && queue.is_ready(0) {
-        let left = most - (reserved.len() - before);
-        let taken = queue.take_simple::<true>(left, |token, buffer| take(reserved, token, buffer));
-        if taken == left || unfit.get() {
-            break;
-        }
-        if taken > 0 {
-            continue;
-        }
-        let mut first = None;
-        let piece = |piece: HostRange| {
-            first = Some(piece);
-            Err(Stop::Enough)
-        };
-        let (token, read) = queue.read::<true>(0, &mut budget, piece);
-        if let Err(Stop::Ring(fault)) = read {
-            return Err(fault);
-        }
-        match (first, read) {
-            (Some(buffer), Err(Stop::Enough)) if take(reserved, token, buffer) => queue.advance(token.slots),
-            _ => {
-                unfit.set(true);
-                break;
+    while supply == Supply::Enough && reserved.len() - before < most && queue.is_ready(0) {
+        // If `post` wants none, one look is enough to know it.
+        let left = if reserved.len() < next { ahead } else { most } - (reserved.len() - before);
+        let left = if next == before { 1 } else { left };
+        if queue.take_simple::<true>(left, |token, buffer| place(reserved, token, buffer)) == 0 {
+            let mut first = None;
+            let piece = |piece: HostRange| {
+                first = Some(piece);
+                Err(Stop::Enough)
+            };
+            let (token, read) = queue.read::<true>(0, &mut budget, piece);
+            if let Err(Stop::Ring(fault)) = read {
+                return Err(fault);
+            }
+            match (first, read) {
+                (Some(buffer), Err(Stop::Enough)) if place(reserved, token, buffer) => queue.advance(token.slots),
+                _ => supply = Supply::Unfit,
             }
         }
-    }
-    if ahead > 0 && reserved.len() - before <= ahead {
-        // Nothing was posted behind them: the frames that they were for come as all do.
-        while let Some(newest) = reserved.pop_back(before) {
-            queue.put_back(newest.token.slots);
+        while next < reserved.len() && post(reserved.at(next).buffer) {
+            next += 1;
+        }
+        if next < reserved.len() {
+            supply = Supply::Unfit;
+            put_back(queue, reserved, next);
         }
     }
-    Ok(if unfit.get() { Supply::Unfit } else { Supply::Enough })
+    if ahead > 0 && next == before + ahead {
+        // Nothing was posted behind them: the frames that they were for come as all do.
+        put_back(queue, reserved, before);
+    }
+    Ok(supply)
+}
+
+/// Puts the newest back, so that `left` remain.
+fn put_back(queue: &mut impl Virtqueue, reserved: &mut Reservations, left: usize) {
+    while let Some(newest) = reserved.pop_back(left) {
+        queue.put_back(newest.token.slots);
+    }
 }
 
 impl Place {
@@ -399,7 +405,15 @@ impl Place {
             holds
         });
         if let Some((token, buffer)) = usual {
-            self.write(buffer.first(total), header, frame);
+            let encoded = header.encode(1);
+            let write = |sink: &mut GuestSink<'_>| {
+                if self.header_len != encoded.len() || !sink.put(&encoded) {
+                    sink.write(&encoded[..self.header_len]);
+                }
+                frame.store_next(sink);
+            };
+            // SAFETY: the buffer was translated by this ring's view, which keeps the memory.
+            unsafe { GuestStore.fill(buffer.first(total), write) };
             self.descriptors = 1;
             queue.trust().judge(false);
             queue.stage(token, total as u32);
@@ -410,8 +424,21 @@ impl Place {
         self.descriptors = DESCRIPTORS - budget;
         gathered?;
 
+        self.spread(header, self.chains.len() as u16, frame);
+        queue.trust().judge(false);
+        queue.advance(self.slots);
+        for chain in self.chains.iter() {
+            queue.stage(chain.token, chain.len);
+        }
+        Ok(())
+    }
+
+    /// Writes header and frame to `pieces`, which are as long together, in so many buffers.
+    // Inlined, so that the frame stays in registers where the usual chain is met.
+    #[inline(always)]
+    fn spread(&self, header: &NetHeader, buffers: u16, frame: &mut impl Gather) {
         // num_buffers is 1 without MRG_RXBUF (5.1.6.4.1); a header of ten bytes ends in front of it.
-        let encoded = header.encode(self.chains.len() as u16);
+        let encoded = header.encode(buffers);
         let mut header = &encoded[..self.header_len];
         for piece in self.pieces.iter() {
             let write = |sink: &mut GuestSink<'_>| {
@@ -429,26 +456,6 @@ impl Place {
             // SAFETY: the piece was translated by this ring's view, which keeps the memory.
             unsafe { GuestStore.fill(*piece, write) };
         }
-        queue.trust().judge(false);
-        queue.advance(self.slots);
-        for chain in self.chains.iter() {
-            queue.stage(chain.token, chain.len);
-        }
-        Ok(())
-    }
-
-    /// Writes header and frame to a buffer of exactly their length.
-    #[inline(always)]
-    fn write(&self, buffer: HostRange, header: &NetHeader, frame: &mut impl Gather) {
-        let encoded = header.encode(1);
-        let write = |sink: &mut GuestSink<'_>| {
-            if self.header_len != encoded.len() || !sink.put(&encoded) {
-                sink.write(&encoded[..self.header_len]);
-            }
-            frame.store_next(sink);
-        };
-        // SAFETY: the buffer was translated by this ring's view, which keeps the memory.
-        unsafe { GuestStore.fill(buffer, write) };
     }
 
     /// Finds room for `total` bytes, in `chains` and `pieces`; takes nothing out unless a chain is malformed.

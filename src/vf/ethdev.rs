@@ -127,11 +127,11 @@ impl EthdevVf {
                 (None, None) => Dma::None,
             };
             if let Some(why) = &shared {
-                let shares = || format!("the VF shares its DMA domain with others: {why}");
+                let shares = || format!("the VF shares its DMA domain with others: {why}").into();
                 caps.copies.get_or_insert_with(shares);
                 caps.copies_received.get_or_insert_with(shares);
             }
-            caps.dma_shared = shared;
+            caps.dma_shared = shared.map(Into::into);
             Ok(Self {
                 caps,
                 interface: info.0.if_index,
@@ -171,14 +171,19 @@ impl EthdevVf {
         let queues = config.queues.min(self.caps.max_queues);
         let asked = self.caps.copies.is_none() && zero_copy::is_to_be_asked(&self.caps.driver);
         if asked && queues < config.queues {
-            self.caps.copies = Some(format!(
-                "{} has one queue for several rings, and can be asked what it has sent only where each has its own",
-                self.caps.driver
-            ));
+            self.caps.copies = Some(
+                format!(
+                    "{} has one queue for several rings, and can be asked what it has sent only where each has its own",
+                    self.caps.driver
+                )
+                .into(),
+            );
         }
-        if queues < config.queues {
+        let early = zero_copy::takes_early(&self.caps.driver);
+        if early && queues < config.queues {
             self.caps.copies_received.get_or_insert_with(|| {
                 format!("{} has fewer queues than the guest has rings, so that they share them", self.caps.driver)
+                    .into()
             });
         }
         self.configure_device(&info, queues, config.mtu)?;
@@ -187,7 +192,6 @@ impl EthdevVf {
             self.configure_mac(mac)?;
         }
 
-        let early = zero_copy::takes_early(&self.caps.driver);
         let mut rx_descriptors = if early { zero_copy::EARLY_DESCRIPTORS } else { DESCRIPTORS };
         let mut tx_descriptors = DESCRIPTORS;
         // SAFETY: two integers of ours.

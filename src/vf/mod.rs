@@ -82,15 +82,15 @@ pub struct VfCaps {
     pub multi_segment: bool,
     /// Why it does not send frames from where they lie in guest memory; `None`: its driver is known to be done with them
     /// in time and in order.
-    pub copies: Option<String>,
+    pub copies: Option<Box<str>>,
     /// Why it does not receive frames where the guest wants them; `None`: its driver is known for how it takes buffers.
-    pub copies_received: Option<String>,
+    pub copies_received: Option<Box<str>>,
     /// Can wake a sleeping core when a frame arrives.
     pub rx_interrupt: bool,
     /// What it finds in memory.
     pub dma: Dma,
     /// Why that is [`Dma::Shared`].
-    pub dma_shared: Option<String>,
+    pub dma_shared: Option<Box<str>>,
 }
 
 /// What a VF finds in memory.

@@ -61,9 +61,9 @@ const TAKE_EARLY: [&str; 1] = [
 pub(super) const EARLY_DESCRIPTORS: u16 = 128;
 
 /// Why the driver of this name may not receive into a guest's memory, if it may not.
-pub(super) fn reason_to_copy_received(driver: &str) -> Option<String> {
+pub(super) fn reason_to_copy_received(driver: &str) -> Option<Box<str>> {
     let known = TAKE_LATE.contains(&driver) || takes_early(driver);
-    (!known).then(|| format!("{driver} is not known to use buffers in order and to give them back"))
+    (!known).then(|| format!("{driver} is not known to use buffers in order and to give them back").into())
 }
 
 /// Whether it takes buffers before there are frames for them.
@@ -72,9 +72,9 @@ pub(super) fn takes_early(driver: &str) -> bool {
 }
 
 /// Why the driver of this name may not send from a guest's memory, if it may not.
-pub(super) fn reason_to_copy(driver: &str) -> Option<String> {
+pub(super) fn reason_to_copy(driver: &str) -> Option<Box<str>> {
     let known = SEND_AT_ONCE.contains(&driver) || is_to_be_asked(driver);
-    (!known).then(|| format!("{driver} is not known to be done with sent frames in time and in order"))
+    (!known).then(|| format!("{driver} is not known to be done with sent frames in time and in order").into())
 }
 
 /// Whether it is to be asked what it has sent.
