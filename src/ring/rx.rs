@@ -259,9 +259,13 @@ impl RxRing {
                 queue.stage(token, 0);
                 return Err(PushError::Oversize);
             }
-            place.pieces.clear();
-            place.pieces.push(buffer.first(total));
-            place.spread(header, 1, frame);
+            let encoded = header.encode(1);
+            let write = |sink: &mut GuestSink<'_>| {
+                sink.write(&encoded[..place.header_len]);
+                frame.store_next(sink);
+            };
+            // SAFETY: the buffer was translated by this ring's view, which keeps the memory.
+            unsafe { GuestStore.fill(buffer.first(total), write) };
             queue.trust().judge(false);
             queue.stage(token, total as u32);
         });
@@ -424,21 +428,8 @@ impl Place {
         self.descriptors = DESCRIPTORS - budget;
         gathered?;
 
-        self.spread(header, self.chains.len() as u16, frame);
-        queue.trust().judge(false);
-        queue.advance(self.slots);
-        for chain in self.chains.iter() {
-            queue.stage(chain.token, chain.len);
-        }
-        Ok(())
-    }
-
-    /// Writes header and frame to `pieces`, which are as long together, in so many buffers.
-    // Inlined, so that the frame stays in registers where the usual chain is met.
-    #[inline(always)]
-    fn spread(&self, header: &NetHeader, buffers: u16, frame: &mut impl Gather) {
         // num_buffers is 1 without MRG_RXBUF (5.1.6.4.1); a header of ten bytes ends in front of it.
-        let encoded = header.encode(buffers);
+        let encoded = header.encode(self.chains.len() as u16);
         let mut header = &encoded[..self.header_len];
         for piece in self.pieces.iter() {
             let write = |sink: &mut GuestSink<'_>| {
@@ -456,6 +447,12 @@ impl Place {
             // SAFETY: the piece was translated by this ring's view, which keeps the memory.
             unsafe { GuestStore.fill(*piece, write) };
         }
+        queue.trust().judge(false);
+        queue.advance(self.slots);
+        for chain in self.chains.iter() {
+            queue.stage(chain.token, chain.len);
+        }
+        Ok(())
     }
 
     /// Finds room for `total` bytes, in `chains` and `pieces`; takes nothing out unless a chain is malformed.

@@ -596,4 +596,39 @@ mod tests {
             assert!(!Stack::post(stack, guest.as_mut_ptr(), 100), "none is free");
         }
     }
+
+    #[test]
+    fn a_stack_knows_what_the_driver_has() {
+        let [one, two, three, four] = mbufs();
+        let mut stack = Stack::new(4);
+        stack.put_all(&[one, two, three, four]);
+        (stack.out, stack.returned) = (0, 0);
+        let mut stack = NonNull::from(&mut stack);
+        let mut guest = [0_u8; 256];
+        let mut got = [ptr::null_mut(); 3];
+        // SAFETY: the stack is ours; the memory outlives it.
+        unsafe {
+            assert!(Stack::post(stack, guest.as_mut_ptr(), 100) && Stack::post(stack, guest.as_mut_ptr(), 100));
+            assert!(stack.as_mut().get_all(&mut got[..1]));
+            assert_eq!((Stack::out(stack), Stack::waiting(stack)), ((1, 1), 1));
+            assert_eq!(Stack::withdraw(stack), 1);
+            assert!(stack.as_mut().get_all(&mut got[1..]));
+            assert_eq!((Stack::out(stack), Stack::waiting(stack)), ((3, 1), 0));
+            // One came with a frame, in the guest's buffer; the driver gives the others back.
+            Stack::received(stack, 1, 1);
+            assert_eq!(Stack::out(stack), (2, 0));
+            Mbuf::new(got[0].cast()).restore();
+            Stack::put_one(stack, got[0]);
+            stack.as_mut().put_all(&got[1..]);
+            assert_eq!((Stack::out(stack), Stack::returned(stack)), ((0, 0), 0));
+            // A burst at a time is posted while some of the last wait: those that were handed out make room.
+            assert!(Stack::post(stack, guest.as_mut_ptr(), 100));
+            for _ in 0..5 * BURST {
+                assert!(Stack::post(stack, guest.as_mut_ptr(), 100) && stack.as_mut().get_all(&mut got[..1]));
+                stack.as_mut().put_all(&got[..1]);
+            }
+            assert_eq!((Stack::out(stack), Stack::returned(stack)), ((0, 0), 5 * BURST as u32));
+            assert_eq!(Stack::withdraw(stack), 1);
+        }
+    }
 }

@@ -159,3 +159,50 @@ fn reserved_buffers_are_used_in_order_or_put_back() {
         }
     }
 }
+
+/// Places left free ahead of a buffer that a device has: for frames that come elsewhere.
+#[test]
+fn places_are_left_free_only_ahead_of_a_buffer_that_is_posted() {
+    const ROOM: usize = NetHeader::LEN + 100;
+    let mut rig = Rig::new(8, 65533);
+    let at = |i: u64| GPA + 4096 + i * 256;
+    for i in 0..8 {
+        rig.driver.describe(i, Descriptor::new(at(i.into()), ROOM as u32, WRITE, 0));
+    }
+    let mut ring = rig.rx();
+    let give = |ring: &mut RxRing, ahead: usize, most: usize, takes: usize| {
+        let mut given = Vec::new();
+        let supply = ring.reserve(ahead, most, ROOM, |buffer| {
+            let takes = given.len() < takes;
+            takes.then(|| given.push(buffer.gpa().0));
+            takes
+        });
+        (supply, given, ring.reserved())
+    };
+    rig.post(0..3);
+    // One more than the places is needed, and taken.
+    assert_eq!(give(&mut ring, 3, 4, 4), (Ok(Supply::Few), vec![], 0));
+    rig.post(3..5);
+    assert_eq!(give(&mut ring, 3, 4, 0), (Ok(Supply::Unfit), vec![], 0));
+    assert_eq!(give(&mut ring, 3, 4, 4), (Ok(Supply::Enough), vec![at(3), at(4)], 5));
+    // Others have to wait; those for which a place was left do not.
+    assert_eq!(ring.push(&HEADER, &mut &[9; 60][..]), Err(PushError::Empty));
+    ring.fill(&HEADER, &mut &[7; 100][..]).unwrap();
+    assert_eq!(ring.fill(&HEADER, &mut &[8; 101][..]), Err(PushError::Oversize));
+    // Not with a buffer in front that gets none.
+    assert!(ring.is_place_free() && !ring.accept(place(&ring, at(3)), 0, &HEADER, 60));
+    ring.fill(&HEADER, &mut Foreign(&[9; 60])).unwrap();
+    assert!(!ring.is_place_free() && !ring.accept(place(&ring, at(4)), 0, &HEADER, 60));
+    assert!(ring.accept(place(&ring, at(3)), 0, &HEADER, 60));
+    assert!(ring.publish());
+    let used: Vec<_> = std::iter::from_fn(|| rig.driver.take_used()).collect();
+    assert_eq!(used, [(0, 112), (1, 0), (2, 72), (3, 72)]);
+    assert_eq!(rig.read(at(0), 13), [&HEADER.encode(1)[..], &[7]].concat());
+    // The newest are put back.
+    rig.post([5, 6, 7]);
+    assert_eq!(give(&mut ring, 1, 2, 2), (Ok(Supply::Enough), vec![at(6), at(7)], 4));
+    ring.release(1);
+    assert_eq!(give(&mut ring, 0, 2, 2), (Ok(Supply::Enough), vec![at(5), at(6)], 3));
+    // More than can ever be reserved is no place to leave.
+    assert_eq!(give(&mut ring, 300, 1, 1), (Ok(Supply::Few), vec![], 3));
+}
