@@ -520,7 +520,7 @@ impl<Q: RxQueue> Lane for VfToGuest<Q> {
         seat.doorbell = plan.doorbell.clone();
         seat.lendable.clone_from(&plan.lendable);
         seat.guest_checksum = plan.guest_checksum;
-        self.unstock(pair);
+        self.take_back(pair);
         true
     }
 

@@ -333,8 +333,10 @@ impl EthdevRx {
     /// Keeps a memory mapped as long as buffers in it may be with the device. `false`: too many are kept already.
     #[cold]
     fn keep(&mut self, memory: &Arc<Lendable>) -> bool {
-        if !self.early {
-            // None is with it between two bursts.
+        // SAFETY: the queue is ours, and so its pool.
+        let none_is_out = self.pool.stack().is_some_and(|stack| unsafe { Stack::out(stack).1 == 0 });
+        if !self.early || none_is_out && self.waiting() == 0 {
+            // Those of before are done with.
             self.withdraw();
         }
         let kept = self.lenders.iter().any(|lender| Arc::ptr_eq(lender, memory));
