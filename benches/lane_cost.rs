@@ -95,7 +95,6 @@ fn cost<D: Driver>(lane: &mut impl Lane, case: Case, rounds: usize) -> f64 {
         doorbell: Doorbell::default(),
         enabled: true,
         rules: TxRules { max_wire_frame: 1522, ..TxRules::default() },
-        zero_copy: true,
         guest_checksum: false,
     };
     lane.insert_ring(0, plan_of_ring).expect("a sound ring");

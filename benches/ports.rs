@@ -143,7 +143,6 @@ impl Port {
                 doorbell: Doorbell::default(),
                 enabled: true,
                 rules: TxRules { max_wire_frame: MAX_FRAME, ..TxRules::default() },
-                zero_copy: true,
                 guest_checksum: false,
             };
             (driver, plan)

@@ -55,7 +55,6 @@ pub fn plan(driver: &Driver, len: usize) -> RingPlan {
         doorbell: Doorbell::default(),
         enabled: true,
         rules: TxRules { max_wire_frame: MAX_FRAME, ..TxRules::default() },
-        zero_copy: true,
         guest_checksum: false,
     }
 }

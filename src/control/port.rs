@@ -19,7 +19,7 @@ use super::placement::Cores;
 use super::policy::Policy;
 use super::{PortId, PortSpec, stats};
 use crate::error::Error;
-use crate::relay::MAX_PAIRS;
+use crate::relay::{MAX_PAIRS, Shortage};
 use crate::session::Offer;
 use crate::session::port::{PortCounters, PortPlan, PortStatus, VfStatus, ZeroCopy};
 use crate::vf::{VfCaps, VfSpec};
@@ -378,10 +378,16 @@ impl<V> Port<V> {
         if self.spec.zero_copy == ZeroCopy::Off {
             return both("zero_copy is off");
         }
-        let driver = if vf.caps.driver.is_empty() { "a soft VF" } else { &vf.caps.driver };
+        let hindrance = || self.status.copies.clone();
+        let shortage = || match self.counters.vf_to_guest.shortage() {
+            _ if !self.status.guest => None,
+            Shortage::None => None,
+            Shortage::Few => Some("the guest has posted no more buffers than the VF holds ready".into()),
+            Shortage::Unfit => Some("the guest's buffers are shorter than what the VF may write, or in pieces".into()),
+        };
         Copies {
-            guest_to_vf: vf.caps.copies.clone().or_else(|| self.status.copies.clone()),
-            vf_to_guest: (!vf.caps.places).then(|| format!("{driver} takes buffers before there are frames for them")),
+            guest_to_vf: vf.caps.copies.clone().map(Into::into).or_else(hindrance),
+            vf_to_guest: vf.caps.copies_received.clone().map(Into::into).or_else(hindrance).or_else(shortage),
         }
     }
 

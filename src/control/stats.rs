@@ -23,6 +23,6 @@ pub(super) fn vf_view(status: &VfStatus) -> VfView {
         speed: status.link.speed,
         mac: status.link.mac,
         dma: status.caps.dma,
-        dma_shared: status.caps.dma_shared.clone(),
+        dma_shared: status.caps.dma_shared.clone().map(Into::into),
     }
 }

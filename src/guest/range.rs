@@ -98,6 +98,14 @@ impl HostRange {
         bytes
     }
 
+    /// Writes to its start, as a device does. A look-up in `memory` found it.
+    #[cfg(test)]
+    pub(crate) fn overwrite(&self, _memory: &super::GuestMemory, bytes: &[u8]) {
+        assert!(bytes.len() <= self.len);
+        // SAFETY: it lies in the memory, which is alive.
+        unsafe { super::GuestStore.bytes(self, 0, bytes) };
+    }
+
     /// Reads a little-endian `u16` once.
     ///
     /// # Safety

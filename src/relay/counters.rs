@@ -29,6 +29,19 @@ pub enum Cause {
 
 const CAUSES: usize = 6;
 
+/// Why no buffers of a guest are posted to its VF, though they might.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u64)]
+pub enum Shortage {
+    /// They are, or there was no need yet.
+    #[default]
+    None,
+    /// The guest has fewer than the VF takes ahead.
+    Few,
+    /// They are too short, or in several pieces, or not in memory that the VF reaches.
+    Unfit,
+}
+
 /// Counters of one lane.
 #[derive(Debug, Default)]
 pub struct LaneCounters(CachePadded<Cells>);
@@ -46,6 +59,7 @@ struct Cells {
     kicks_suppressed: AtomicU64,
     kicks_blocked: AtomicU64,
     quarantined: AtomicU64,
+    shortage: AtomicU64,
 }
 
 /// Adds without a locked instruction: there is one writer.
@@ -86,6 +100,17 @@ impl LaneCounters {
         let back = self.0.completions.snapshot().total();
         let gone = back + self.0.given_up.load(Relaxed);
         (self.0.zero_copied.load(Relaxed).saturating_sub(gone), back)
+    }
+
+    /// What hinders frames from coming into the guest's buffers.
+    pub fn buffers_are(&self, shortage: Shortage) {
+        self.0.shortage.store(shortage as u64, Relaxed);
+    }
+
+    /// The same, to be shown.
+    pub fn shortage(&self) -> Shortage {
+        let shortage = self.0.shortage.load(Relaxed);
+        [Shortage::Few, Shortage::Unfit].into_iter().find(|&it| it as u64 == shortage).unwrap_or_default()
     }
 
     /// Frames that were dropped.
@@ -171,6 +196,11 @@ impl DirectionCounters {
     /// As [`LaneCounters::quarantined`].
     pub fn quarantined(&self) -> u64 {
         self.0.iter().map(|lane| lane.quarantined()).sum()
+    }
+
+    /// As [`LaneCounters::shortage`], of the first lane that has one.
+    pub fn shortage(&self) -> Shortage {
+        self.0.iter().map(|lane| lane.shortage()).find(|shortage| *shortage != Shortage::None).unwrap_or_default()
     }
 
     /// As [`LaneCounters::out_and_back`], by lane.

@@ -65,10 +65,8 @@ pub struct RingPlan {
     pub enabled: bool,
     /// Offloads negotiated (TX rings).
     pub rules: TxRules,
-    /// What frames may be sent from where they lie (TX rings).
+    /// What frames may be sent from where they lie, or received into without a copy.
     pub lendable: Option<Arc<Lendable>>,
-    /// Frames may be received into the guest's memory without a copy (RX rings).
-    pub zero_copy: bool,
     /// The guest takes "checksum is good" (RX rings; VIRTIO_NET_F_GUEST_CSUM).
     pub guest_checksum: bool,
 }
@@ -81,7 +79,7 @@ impl RingPlan {
             && Arc::ptr_eq(&self.memory, &other.memory)
             && self.doorbell.is(&other.doorbell)
             && lendable(self) == lendable(other)
-            && (self.enabled, self.zero_copy) == (other.enabled, other.zero_copy)
+            && self.enabled == other.enabled
     }
 
     /// Whether a ring of this plan can become one of the `other` while frames of it are in flight: the ring itself is the
@@ -150,8 +148,8 @@ pub trait Lane: Send {
         false
     }
 
-    /// At home: waits a little until the VF has given back what it took from where it lies. `false`: it has not; it is to
-    /// be restarted before any ring is taken out.
+    /// At home: waits a little until the VF has given back what it took from where it lies; takes back what was posted and
+    /// not taken. `false`: the VF has some left; it is to be restarted before any ring is taken out, and this called again.
     fn await_returns(&mut self) -> bool {
         true
     }
@@ -234,6 +232,9 @@ impl<Q: RxQueue> VfToGuest<Q> {
             let mut burst = ArrayVec::new();
             moved += self.sources[queue].queue.receive(&mut burst);
             self.sources[queue].measure(&burst);
+            if self.sources[queue].queue.takes_early() {
+                self.fill_places(queue, &mut burst);
+            }
             let pushed = self.push_each(queue, burst.iter());
             burst.drain(..pushed);
             // Not `in burst`, which would move it to another place as a whole.

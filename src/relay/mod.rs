@@ -23,7 +23,7 @@ mod vf_to_guest;
 mod watchdog;
 
 pub use completions::Completions;
-pub use counters::{Cause, DirectionCounters, Dropped, LaneCounters, LaneSnapshot};
+pub use counters::{Cause, DirectionCounters, Dropped, LaneCounters, LaneSnapshot, Shortage};
 pub use doorbell::{Doorbell, NotifyMark};
 pub use guest_to_vf::GuestToVf;
 pub use lane::{Lane, LaneId, Moving, RingPlan, Trigger, Turn};

@@ -8,14 +8,14 @@ use std::time::{Duration, Instant};
 
 use arrayvec::ArrayVec;
 
-use super::counters::{Cause, LaneCounters};
+use super::counters::{Cause, LaneCounters, Shortage};
 use super::doorbell::{Blocked, Doorbell};
 use super::headers;
 use super::lane::{Lane, LaneId, Moving, RingPlan, Trigger, Turn, spend};
 use super::turnover::Turnover;
 use crate::error::Result;
-use crate::ring::{BURST, NetHeader, PushError, RingFault, RxRing};
-use crate::vf::{RxPacket, RxQueue};
+use crate::ring::{BURST, NetHeader, PushError, RingFault, RxRing, Supply};
+use crate::vf::{Lendable, RxPacket, RxQueue};
 
 /// Most queue pairs of a port.
 pub const MAX_PAIRS: usize = 32;
@@ -57,7 +57,7 @@ pub(super) struct Source<Q: RxQueue> {
     number: u16,
     /// In order of arrival, each with its time; at most a burst, for which there is room from the start.
     pub(super) held: VecDeque<(Instant, Q::Packet)>,
-    /// The ring whose buffers are posted to the queue.
+    /// The ring whose buffers are posted to the queue: as many are reserved there as the queue has places for.
     stocked: Option<u8>,
     /// What came last was long enough to be worth being placed: posting a buffer takes longer than copying a short frame.
     long: bool,
@@ -103,6 +103,16 @@ impl<Q: RxQueue> Source<Q> {
     pub(super) fn is_blocked(&self) -> bool {
         !self.held.is_empty() && self.feeds_one
     }
+
+    /// Takes back the guest's buffers that its VF does not have. Whether those were all.
+    fn take_back(&mut self, seats: &mut [Option<RxSeat>]) -> bool {
+        let kept = self.queue.withdraw();
+        let pair = if kept == 0 { self.stocked.take() } else { self.stocked };
+        if let Some(seat) = pair.and_then(|pair| seats[usize::from(pair)].as_mut()) {
+            seat.ring.release(kept);
+        }
+        kept == 0
+    }
 }
 
 /// A ring in the lane.
@@ -111,8 +121,11 @@ pub(super) struct RxSeat {
     ring: RxRing,
     doorbell: Doorbell,
     enabled: bool,
-    /// Frames may come into the guest's buffers without us: buffers of so many bytes, with this header.
-    zero_copy: Option<Room>,
+    /// Frames may come into the guest's buffers without us, if they are in this memory.
+    lendable: Option<Arc<Lendable>>,
+    room: Room,
+    /// Why nothing was posted the last time.
+    shortage: Shortage,
     guest_checksum: bool,
     /// It stayed empty for the whole grace; not waited for until it has room again.
     pub(super) dry: bool,
@@ -123,10 +136,6 @@ pub(super) struct RxSeat {
 struct Room {
     header: usize,
     frame: usize,
-}
-
-fn room_of(plan: &RingPlan) -> Option<Room> {
-    plan.zero_copy.then_some(Room { header: plan.config.header_len, frame: plan.rules.max_wire_frame })
 }
 
 impl RxSeat {
@@ -224,23 +233,39 @@ impl<Q: RxQueue> VfToGuest<Q> {
     #[inline]
     pub(super) fn stock(&mut self, queue: usize, turn: &Turn<'_>) {
         let source = &mut self.sources[queue];
-        if !source.long {
+        // Those that it takes early it takes one by one, so that a burst is to be there at any time.
+        let early = source.queue.takes_early();
+        if !source.long && !early {
             if let Some(pair) = source.stocked {
                 self.take_back(pair.into());
             }
             return;
         }
-        let Some(pair) = self.steering.direct[queue].filter(|_| source.held.is_empty() && source.queue.takes_buffers())
-        else {
+        let Some(pair) = self.steering.direct[queue].filter(|_| source.held.is_empty()) else { return };
+        let (Some(least), Some(seat)) = (source.queue.takes_buffers(), &mut self.seats[usize::from(pair)]) else {
             return;
         };
-        let Some(seat) = &mut self.seats[usize::from(pair)] else { return };
-        let Some(room) = seat.zero_copy.filter(|_| seat.ring.reserved() < BURST / 2) else { return };
-        let reserved = seat
-            .ring
-            .reserve(room.header + room.frame, |buffer, memory| source.queue.post(buffer, room.header, memory));
+        let Some(lendable) = &seat.lendable else { return };
+        let (posted, enough) = if early { (source.queue.waiting(), BURST) } else { (seat.ring.reserved(), BURST / 2) };
+        if posted >= enough || early && source.stocked.is_some_and(|other| other != pair) {
+            return;
+        }
+        let Room { header, frame } = seat.room;
+        let ahead = if early { source.queue.ahead() } else { 0 };
+        let post = |buffer| source.queue.post(buffer, header, lendable);
+        let supply = seat.ring.reserve(ahead, BURST - posted, header + frame.max(least), post);
+        let shortage = match supply {
+            _ if seat.ring.reserved() > 0 => Shortage::None,
+            Ok(Supply::Enough) | Err(_) => seat.shortage,
+            Ok(Supply::Few) => Shortage::Few,
+            Ok(Supply::Unfit) => Shortage::Unfit,
+        };
+        if shortage != seat.shortage {
+            seat.shortage = shortage;
+            self.tally.counters.buffers_are(shortage);
+        }
         source.stocked = Some(pair);
-        if let Err(fault) = reserved {
+        if let Err(fault) = supply {
             self.quarantine(pair.into(), fault, turn);
         }
     }
@@ -248,30 +273,64 @@ impl<Q: RxQueue> VfToGuest<Q> {
     /// Takes the buffers of a ring back from the queue they were posted to.
     #[inline]
     pub(super) fn unstock(&mut self, pair: usize) {
-        if self.seats[pair].as_ref().is_some_and(|seat| seat.ring.reserved() > 0) {
+        if self.is_reserved(pair) {
             self.take_back(pair);
         }
     }
 
+    /// Whether buffers of the ring are reserved for frames to come.
+    #[inline]
+    fn is_reserved(&self, pair: usize) -> bool {
+        self.seats[pair].as_ref().is_some_and(|seat| seat.ring.reserved() > 0)
+    }
+
+    /// Those that the VF has already stay with it, and reserved: see [`Lane::await_returns`].
     #[cold]
     fn take_back(&mut self, pair: usize) {
-        let Some(seat) = &mut self.seats[pair] else { return };
         for source in self.sources.iter_mut().filter(|source| source.stocked == Some(pair as u8)) {
-            source.queue.withdraw();
-            source.stocked = None;
+            source.take_back(&mut self.seats);
         }
-        seat.ring.release();
+    }
+
+    /// Places the first frames of a burst, as far as buffers are reserved for them: they came there, or are copied there.
+    #[inline(never)]
+    pub(super) fn fill_places(&mut self, queue: usize, burst: &mut ArrayVec<Q::Packet, BURST>) {
+        let Some(pair) = self.sources[queue].stocked.map(usize::from) else { return };
+        let reserved = self.seats[pair].as_ref().map_or(0, |seat| seat.ring.reserved());
+        for packet in burst.drain(..reserved.min(burst.len())) {
+            match packet.placed_at() {
+                Some(at) => self.accept(queue, at, &packet),
+                None => self.fill(pair, &packet),
+            }
+        }
+    }
+
+    /// Copies a frame to the buffer that was left free for it.
+    fn fill(&mut self, pair: usize, packet: &Q::Packet) {
+        let Some(seat) = self.seats[pair].as_mut().filter(|seat| seat.ring.is_place_free()) else {
+            // The VF did not use its buffers in order: nothing is known of them any more.
+            return self.tally.drop(Cause::NotReady, 1);
+        };
+        self.touched |= 1 << pair;
+        seat.dry = false;
+        match seat.ring.fill(&RxSeat::header(seat.guest_checksum, packet), &mut packet.gather()) {
+            Ok(()) => self.tally.add(packet.len()),
+            Err(_) => self.tally.drop(Cause::Oversize, 1),
+        }
     }
 
     /// A frame came into a posted buffer.
     pub(super) fn accept(&mut self, queue: usize, at: usize, packet: &Q::Packet) {
-        let pair = self.sources[queue].stocked.map_or(0, usize::from);
+        let source = &self.sources[queue];
+        let pair = source.stocked.map_or(0, usize::from);
         let Some(seat) = self.seats[pair].as_mut() else {
             return self.tally.drop(Cause::NotReady, 1);
         };
         let (header, len) = (RxSeat::header(seat.guest_checksum, packet), packet.len());
+        // What a device has it may still write to.
+        let skip = if source.queue.takes_early() { 0 } else { BURST };
         // Longer than the MTU allows or not: what the driver wrote is there, as it is with a copied frame.
-        if !seat.ring.accept(at, &header, len) {
+        if !seat.ring.accept(at, skip, &header, len) {
             return self.tally.drop(Cause::NotReady, 1);
         }
         self.touched |= 1 << pair;
@@ -372,11 +431,9 @@ impl<Q: RxQueue> VfToGuest<Q> {
 
     /// Works out the steering anew; the set of open rings has changed.
     fn steer(&mut self) {
-        (0..self.seats.len()).for_each(|pair| self.unstock(pair));
-        // Also a queue whose buffers were all used: it knows the memory they were in.
-        for source in self.sources.iter_mut().filter(|source| source.stocked.is_some()) {
-            source.queue.withdraw();
-            source.stocked = None;
+        // Also from a queue whose buffers were all used: it knows the memory they were in.
+        for source in &mut self.sources {
+            source.take_back(&mut self.seats);
         }
         let open = |seat: &Option<RxSeat>| seat.as_ref().is_some_and(|seat| seat.enabled);
         let steering = &mut self.steering;
@@ -512,7 +569,6 @@ impl<Q: RxQueue> Lane for VfToGuest<Q> {
     }
 
     fn insert_ring(&mut self, pair: usize, plan: RingPlan) -> Result<()> {
-        let room = room_of(&plan);
         let ring = RxRing::new(plan.memory, &plan.config)?;
         // A ring that is rebuilt, or a front end that reconnects at once, misses nothing. If it is disabled its
         // core would drop all of that; but it may be enabled before it has had a turn there.
@@ -530,7 +586,9 @@ impl<Q: RxQueue> Lane for VfToGuest<Q> {
             ring,
             doorbell: plan.doorbell,
             enabled: plan.enabled,
-            zero_copy: room,
+            lendable: plan.lendable,
+            room: Room { header: plan.config.header_len, frame: plan.rules.max_wire_frame },
+            shortage: Shortage::None,
             guest_checksum: plan.guest_checksum,
             dry: false,
         });
@@ -541,20 +599,32 @@ impl<Q: RxQueue> Lane for VfToGuest<Q> {
     fn change_ring(&mut self, pair: usize, plan: &RingPlan) -> bool {
         let Some(seat) = &self.seats[pair] else { return false };
         let moves = !Arc::ptr_eq(seat.ring.memory(), &plan.memory);
-        let (steers, room) = (moves || seat.enabled != plan.enabled, room_of(plan));
-        if moves || room.is_none() {
-            self.unstock(pair);
+        let steers = seat.enabled != plan.enabled;
+        // What the VF has not taken is posted anew, from what it may be by now.
+        self.take_back(pair);
+        if steers && self.is_reserved(pair) {
+            // What comes for the others would have to wait for frames that come for this one.
+            return false;
         }
         let Some(seat) = &mut self.seats[pair] else { return false };
         if moves {
             seat.ring.switch_memory(plan.memory.clone());
         }
         seat.doorbell = plan.doorbell.clone();
-        (seat.enabled, seat.zero_copy) = (plan.enabled, room);
+        seat.enabled = plan.enabled;
+        seat.lendable.clone_from(&plan.lendable);
         if steers {
             self.steer();
         }
         true
+    }
+
+    fn await_returns(&mut self) -> bool {
+        let mut all = true;
+        for source in &mut self.sources {
+            all &= source.take_back(&mut self.seats);
+        }
+        all
     }
 
     fn remove_ring(&mut self, pair: usize) -> Option<u16> {

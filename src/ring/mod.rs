@@ -30,7 +30,7 @@ use virtqueue::{Queue, Virtqueue, either};
 
 pub use config::{RingAddresses, RingConfig};
 pub use header::{Gso, NetHeader};
-pub use rx::{PushError, RxRing};
+pub use rx::{PushError, RxRing, Supply};
 pub use tx::{Frame, PlainFrame, TxRing};
 
 /// A guest's virtqueue, device side: what both directions have in common. `S` is what is theirs.

@@ -40,40 +40,85 @@ pub struct Receiving {
     reserved: Reservations,
 }
 
-/// Buffers that frames come into without us, oldest first.
-#[derive(Debug, Default)]
+/// Most buffers that are reserved at a time: as many as the longest of a VF's receive rings that takes buffers early
+/// (see [`crate::vf::RxQueue::ahead`]), and some bursts more.
+const PLACES: usize = 256;
+
+/// Buffers taken out for frames that are still to come, in their order, oldest first.
+#[derive(Debug)]
 struct Reservations {
-    buffers: ArrayVec<Reserved, BURST>,
-    /// Those in front were used: they make room when all are, so that nothing is moved for each frame.
-    used: usize,
+    /// A ring: places are counted on, and taken modulo its length.
+    places: Box<[Reserved; PLACES]>,
+    first: usize,
+    end: usize,
+}
+
+/// One of them.
+#[derive(Clone, Copy, Debug)]
+struct Reserved {
+    token: Token,
+    /// The frame comes there without us. Else it comes elsewhere, and is copied.
+    posted: bool,
+    buffer: HostRange,
 }
 
 impl Reservations {
+    fn new() -> Self {
+        let nothing = Reserved { token: Token::default(), posted: false, buffer: HostRange::NONE };
+        Self { places: Box::new([nothing; PLACES]), first: 0, end: 0 }
+    }
+
     #[inline]
-    fn left(&self) -> &[Reserved] {
-        &self.buffers[self.used..]
+    fn len(&self) -> usize {
+        self.end - self.first
+    }
+
+    /// The one `behind` the oldest, which is there.
+    #[inline]
+    fn at(&self, behind: usize) -> &Reserved {
+        &self.places[(self.first + behind) % PLACES]
+    }
+
+    /// One more, of fewer than [`PLACES`].
+    #[inline]
+    fn push(&mut self, reserved: Reserved) {
+        self.places[self.end % PLACES] = reserved;
+        self.end += 1;
+    }
+
+    /// The newest, if it is not the only one left of the first `n`.
+    fn pop_back(&mut self, n: usize) -> Option<Reserved> {
+        let newest = (self.len() > n).then(|| *self.at(self.len() - 1))?;
+        self.end -= 1;
+        self.rewind();
+        Some(newest)
     }
 
     /// Takes the first `n` out.
     #[inline]
     fn pop(&mut self, n: usize) {
-        self.used += n;
-        if self.used == self.buffers.len() {
-            self.clear();
-        }
+        self.first += n;
+        self.rewind();
     }
 
-    fn clear(&mut self) {
-        self.buffers.clear();
-        self.used = 0;
+    /// A few that are used up and renewed all the time stay in the same cache lines.
+    #[inline]
+    fn rewind(&mut self) {
+        if self.first == self.end {
+            (self.first, self.end) = (0, 0);
+        }
     }
 }
 
-/// A buffer taken out for a frame that is still to come.
-#[derive(Clone, Copy, Debug)]
-struct Reserved {
-    token: Token,
-    buffer: HostRange,
+/// What [`RxRing::reserve`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Supply {
+    /// As many as were asked for, or all that the guest has posted.
+    Enough,
+    /// Too few to leave places free ahead of the first; none was reserved.
+    Few,
+    /// Behind those that were reserved, if any, comes a buffer that is too short, or in pieces, or that was refused.
+    Unfit,
 }
 
 /// Where in the guest's buffers the frame being pushed goes.
@@ -115,57 +160,73 @@ impl RxRing {
                 descriptors: 0,
                 pieces: Box::new(ArrayVec::new()),
             },
-            reserved: Reservations::default(),
+            reserved: Reservations::new(),
         };
         Ok(Self { queue, side })
     }
 
-    /// Takes buffers out for frames that a device is to write there itself, up to `BURST` before the first is used: each in one piece of at
-    /// least `room` bytes with the header, and in the order in which frames come. Ends at the first that is not so
-    /// (malformed ones are left to [`Self::push`]), or that `post` refuses.
+    /// Takes buffers out for frames that are still to come: the first `ahead` for frames that a device writes elsewhere
+    /// ([`Self::fill`]), the others, at most `most`, for those that it is to write there itself ([`Self::accept`]). Each is in
+    /// one piece of at least `room` bytes with the header. Ends at the first that is not so (malformed ones are left to
+    /// [`Self::push`]), or that `post` refuses; if it refuses the first it gets, or comes to none, nothing is reserved.
     ///
     /// # Errors
     /// The ring is broken.
     #[inline]
     pub fn reserve(
         &mut self,
+        ahead: usize,
+        most: usize,
         room: usize,
-        post: impl FnMut(HostRange, &Arc<GuestMemory>) -> bool,
-    ) -> Result<(), RingFault> {
+        post: impl FnMut(HostRange) -> bool,
+    ) -> Result<Supply, RingFault> {
         let Self { queue, side: Receiving { reserved, .. } } = self;
-        either!(queue, queue => reserve(queue, reserved, room, post))
+        let most = ahead + most;
+        if most > PLACES - reserved.len() {
+            return Ok(Supply::Few);
+        }
+        either!(queue, queue => reserve(queue, reserved, ahead, most, room, post))
     }
 
     /// Buffers reserved.
     #[inline]
     pub fn reserved(&self) -> usize {
-        self.side.reserved.left().len()
+        self.side.reserved.len()
+    }
+
+    /// The next frame is to be copied, to a buffer that was reserved for it.
+    #[inline]
+    pub fn is_place_free(&self) -> bool {
+        let reserved = &self.side.reserved;
+        reserved.len() > 0 && !reserved.at(0).posted
     }
 
     /// A frame of `len` bytes came to the address `at`, behind the header of a reserved buffer, which it gets. Buffers
-    /// reserved before that one got none: they are used with length 0. `false`: it is in none.
+    /// reserved before that one, at most `skip`, got none: they are used with length 0. `false`: it is in none.
     ///
     /// A driver that puts back the VLAN tag which the kernel took out does so in the headroom: then the frame begins
     /// where the header is to be, and is moved.
     #[inline]
-    pub fn accept(&mut self, at: usize, header: &NetHeader, len: usize) -> bool {
+    pub fn accept(&mut self, at: usize, skip: usize, header: &NetHeader, len: usize) -> bool {
         let Self { queue, side: Receiving { place, reserved } } = self;
         let header_len = place.header_len;
         let ahead = |to: &Reserved| (to.buffer.as_ptr().addr() + header_len).wrapping_sub(at);
-        let is_there = |to: &Reserved| ahead(to) <= header_len;
+        let is_there = |to: &Reserved| to.posted && ahead(to) <= header_len;
         // The first, but for what a driver took and did not use.
-        let Some((skipped, &reservation)) = reserved.left().iter().enumerate().find(|(_, to)| is_there(to)) else {
-            return false;
+        let skipped = match reserved.len() > 0 && is_there(reserved.at(0)) {
+            true => Some(0),
+            false => (1..reserved.len().min(skip + 1)).find(|&behind| is_there(reserved.at(behind))),
         };
-        let Reserved { token, buffer } = reservation;
-        let ahead = ahead(&reservation);
+        let Some(skipped) = skipped else { return false };
+        let Reserved { token, buffer, .. } = *reserved.at(skipped);
+        let ahead = ahead(reserved.at(skipped));
         if ahead > 0 {
             let len = len.min(buffer.len() - header_len);
             // SAFETY: the buffer was translated by this ring's view, which keeps the memory; both places are in it.
             unsafe { GuestStore.shift(&buffer, header_len - ahead, header_len, len) };
         }
         either!(queue, queue => {
-            reserved.left()[..skipped].iter().for_each(|skipped| queue.stage(skipped.token, 0));
+            (0..skipped).for_each(|behind| queue.stage(reserved.at(behind).token, 0));
             let encoded = header.encode(1);
             let write = |sink: &mut GuestSink<'_>| {
                 if header_len != encoded.len() || !sink.put(&encoded) {
@@ -181,12 +242,43 @@ impl RxRing {
         true
     }
 
-    /// Puts the reserved buffers back. No device may write to them any more.
-    pub fn release(&mut self) {
-        for reserved in self.side.reserved.left().iter().rev() {
-            either!(&mut self.queue, queue => queue.put_back(reserved.token.slots));
-        }
-        self.side.reserved.clear();
+    /// Copies a frame behind its header to the oldest reserved buffer, which was left free for it.
+    ///
+    /// # Errors
+    /// [`PushError::Oversize`]: it does not fit. The buffer is used all the same, with length 0.
+    ///
+    /// # Panics
+    /// If that buffer is for a frame that a device writes, or there is none.
+    #[cold]
+    pub fn fill(&mut self, header: &NetHeader, frame: &mut impl Gather) -> Result<(), PushError> {
+        assert!(self.is_place_free(), "no place was left for this frame");
+        let Self { queue, side: Receiving { place, reserved } } = self;
+        let Reserved { token, buffer, .. } = *reserved.at(0);
+        reserved.pop(1);
+        let total = place.header_len + frame.remaining();
+        either!(queue, queue => {
+            if total > buffer.len() {
+                queue.stage(token, 0);
+                return Err(PushError::Oversize);
+            }
+            let encoded = header.encode(1);
+            let write = |sink: &mut GuestSink<'_>| {
+                sink.write(&encoded[..place.header_len]);
+                frame.store_next(sink);
+            };
+            // SAFETY: the buffer was translated by this ring's view, which keeps the memory.
+            unsafe { GuestStore.fill(buffer.first(total), write) };
+            queue.trust().judge(false);
+            queue.stage(token, total as u32);
+        });
+        Ok(())
+    }
+
+    /// Puts the newest reserved buffers back, so that `left` remain. No device may write to those any more, nor may
+    /// anything be reserved before the places among them are free of frames.
+    pub fn release(&mut self, left: usize) {
+        let Self { queue, side: Receiving { reserved, .. } } = self;
+        either!(queue, queue => put_back(queue, reserved, left));
     }
 
     /// What the last [`Self::push`] cost beyond what it is for ordinary chains: as [`super::TxRing::toil`].
@@ -213,13 +305,12 @@ impl RxRing {
     /// Descriptors behind those that the frame needs are not looked at (of a packed ring: not used).
     ///
     /// # Errors
-    /// See [`PushError`].
-    ///
-    /// # Panics
-    /// While buffers are reserved: their frames come first.
+    /// See [`PushError`]. [`PushError::Empty`] also while buffers are reserved: their frames come first.
     #[inline]
     pub fn push(&mut self, header: &NetHeader, frame: &mut impl Gather) -> Result<(), PushError> {
-        assert!(self.reserved() == 0, "{OVERTAKES}");
+        if self.reserved() > 0 {
+            return Err(PushError::Empty);
+        }
         let Self { queue, side: Receiving { place, .. } } = self;
         either!(queue, queue => place.push(queue, header, frame))
     }
@@ -230,50 +321,71 @@ impl RxRing {
 fn reserve(
     queue: &mut impl Virtqueue,
     reserved: &mut Reservations,
+    ahead: usize,
+    most: usize,
     room: usize,
-    mut post: impl FnMut(HostRange, &Arc<GuestMemory>) -> bool,
-) -> Result<(), RingFault> {
+    mut post: impl FnMut(HostRange) -> bool,
+) -> Result<Supply, RingFault> {
     queue.look(false)?;
-    let mut budget = DESCRIPTORS;
-    while !reserved.buffers.is_full() && queue.is_ready(0) {
-        let before = reserved.buffers.len();
-        // If `post` wants none, one look is enough to know it.
-        let most = if before == 0 { 1 } else { reserved.buffers.remaining_capacity() };
-        let taken = queue.take_simple::<true>(most, |token, buffer| {
-            let holds = buffer.len() >= room;
-            if holds {
-                buffer.prefetch(0);
-                reserved.buffers.push(Reserved { token, buffer });
-            }
-            holds
-        });
-        if taken > 0 {
-            let posted = reserved.buffers[before..].iter().take_while(|new| post(new.buffer, queue.memory())).count();
-            reserved.buffers.truncate(before + posted);
-            if posted < taken {
-                queue.put_back((taken - posted) as u16);
-                break;
-            }
-            continue;
-        }
-        let mut first = None;
-        let take = |piece: HostRange| {
-            first = Some(piece);
-            Err(Stop::Enough)
-        };
-        let (token, read) = queue.read::<true>(0, &mut budget, take);
-        if let Err(Stop::Ring(fault)) = read {
-            return Err(fault);
-        }
-        match (first, read) {
-            (Some(buffer), Err(Stop::Enough)) if buffer.len() >= room && post(buffer, queue.memory()) => {
-                queue.advance(token.slots);
-                reserved.buffers.push(Reserved { token, buffer });
-            }
-            _ => break,
+    if ahead > 0 && !queue.is_ready(ahead as u16) {
+        // Those seen earlier are not enough; there may be more by now.
+        queue.look(true)?;
+        if !queue.is_ready(ahead as u16) {
+            return Ok(Supply::Few);
         }
     }
-    Ok(())
+    let before = reserved.len();
+    let mut budget = DESCRIPTORS;
+    let mut supply = Supply::Enough;
+    // The next that is to be posted.
+    let mut next = before + ahead;
+    let place = |reserved: &mut Reservations, token, buffer: HostRange| {
+        let fits = buffer.len() >= room;
+        if fits {
+            buffer.prefetch(0);
+            reserved.push(Reserved { token, posted: reserved.len() >= before + ahead, buffer });
+        }
+        fits
+    };
+    while supply == Supply::Enough && reserved.len() - before < most && queue.is_ready(0) {
+        // If `post` wants none, one look is enough to know it.
+        let left = if reserved.len() < next { ahead } else { most } - (reserved.len() - before);
+        let left = if next == before { 1 } else { left };
+        if queue.take_simple::<true>(left, |token, buffer| place(reserved, token, buffer)) == 0 {
+            let mut first = None;
+            let piece = |piece: HostRange| {
+                first = Some(piece);
+                Err(Stop::Enough)
+            };
+            let (token, read) = queue.read::<true>(0, &mut budget, piece);
+            if let Err(Stop::Ring(fault)) = read {
+                return Err(fault);
+            }
+            match (first, read) {
+                (Some(buffer), Err(Stop::Enough)) if place(reserved, token, buffer) => queue.advance(token.slots),
+                _ => supply = Supply::Unfit,
+            }
+        }
+        while next < reserved.len() && post(reserved.at(next).buffer) {
+            next += 1;
+        }
+        if next < reserved.len() {
+            supply = Supply::Unfit;
+            put_back(queue, reserved, next);
+        }
+    }
+    if ahead > 0 && next == before + ahead {
+        // Nothing was posted behind them: the frames that they were for come as all do.
+        put_back(queue, reserved, before);
+    }
+    Ok(supply)
+}
+
+/// Puts the newest back, so that `left` remain.
+fn put_back(queue: &mut impl Virtqueue, reserved: &mut Reservations, left: usize) {
+    while let Some(newest) = reserved.pop_back(left) {
+        queue.put_back(newest.token.slots);
+    }
 }
 
 impl Place {

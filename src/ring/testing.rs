@@ -258,9 +258,9 @@ impl Buffers {
         Descriptor::new(memory.gpa(self.place(index)), self.len as u32, WRITE, 0)
     }
 
-    /// The frame that came into one, of which `len` bytes are used.
+    /// The frame that came into one, of which `len` bytes are used; empty if none came.
     pub fn frame(&self, memory: &Memory, index: u16, len: u32) -> Vec<u8> {
-        memory.get(self.place(index) + HEADER, len as usize - HEADER)
+        memory.get(self.place(index) + HEADER, (len as usize).saturating_sub(HEADER))
     }
 }
 

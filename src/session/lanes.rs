@@ -176,12 +176,10 @@ impl PortLanes {
     /// Sets such a VF up again. `false`: its driver does that only when it is probed. The caller pauses before and resumes
     /// after.
     pub(super) fn revive(&mut self) -> bool {
-        let Some(place) = self.vf.as_mut().filter(|place| place.vf.revives()) else { return false };
-        if let Err(error) = place.vf.restart() {
-            // The next look at it finds it stopped.
-            warn!(port = %self.id, %error, "cannot restart the VF");
+        if !self.vf.as_ref().is_some_and(|place| place.vf.revives()) {
+            return false;
         }
-        self.reta.clear();
+        self.restart();
         true
     }
 
@@ -253,10 +251,10 @@ impl PortLanes {
         done
     }
 
-    /// Why not all frames of the guest are sent without a copy that might.
+    /// Why not all frames are moved without a copy that might, in either direction.
     pub(super) fn copies(&self) -> Option<String> {
-        let vf = self.vf.as_ref().filter(|place| place.vf.caps().dma == Dma::Own)?;
-        vf.vf.caps().copies.clone().or_else(|| self.lending.hindrance())
+        self.vf.as_ref().filter(|place| place.vf.caps().dma == Dma::Own)?;
+        self.lending.hindrance()
     }
 
     /// The guest is gone: the next one is another. Whether this one was silenced.
@@ -267,6 +265,14 @@ impl PortLanes {
 
     fn assert_drained(&self) {
         assert!(self.built.iter().all(Option::is_none), "the caller drains first");
+    }
+
+    /// Takes back the buffers of its guest that the VF has and no frame came into, now that none is posted any more. The
+    /// caller pauses before and resumes after.
+    pub(super) fn take_back_posted(&mut self) {
+        if !self.await_received() {
+            self.restart_vf();
+        }
     }
 
     /// Takes back what the VF has of its guest's frames, if need be by restarting it. The caller pauses before and
@@ -330,6 +336,10 @@ impl PortLanes {
         match self.built[ring].take() {
             Some(_) => {
                 if !self.set.home(direction, lane).await_returns() {
+                    if let (GUEST_TO_VF, Some(InPlace { spec, .. })) = (direction, &self.vf) {
+                        let id = &self.id;
+                        warn!(port = %id, vf = %spec, "frames that the VF does not send are taken back: it is restarted");
+                    }
                     self.restart_vf();
                 }
                 self.set.home(direction, lane).remove_ring(pair)
@@ -387,16 +397,32 @@ impl PortLanes {
         }
     }
 
-    /// The VF does not give back what it took from where it lies in the guest's memory, which may be about to go.
+    /// Lanes that receive take back what the VF has not of their guest's buffers. Whether that were all. They are at home.
+    fn await_received(&mut self) -> bool {
+        (0..self.set.count()).fold(true, |all, lane| all & self.set.home(VF_TO_GUEST, lane).await_returns())
+    }
+
+    /// The VF does not give back what it took of the guest's memory, which may be about to go.
     fn restart_vf(&mut self) {
         self.pause();
+        if let Some(place) = &self.vf {
+            info!(port = %self.id, vf = %place.spec, "the VF is restarted: it gives back what it has of the guest's memory");
+        }
+        self.restart();
+    }
+
+    /// Lanes that receive are at home.
+    fn restart(&mut self) {
+        // It would begin with what is posted.
+        self.await_received();
         let Some(place) = &mut self.vf else { return };
-        warn!(port = %self.id, vf = %place.spec, "frames that the VF does not send are taken back: it is restarted");
         if let Err(error) = place.vf.restart() {
             // The next look at it finds it stopped.
             warn!(port = %self.id, %error, "cannot restart the VF");
         }
         self.reta.clear();
+        // Now all of it is back.
+        self.await_received();
     }
 
     /// What ring `index` is to be built from, if it can run.
@@ -421,9 +447,10 @@ impl PortLanes {
             doorbell: Doorbell { kick: ring.kick.clone(), call: ring.call.clone(), err: ring.err.clone() },
             enabled: ring.enabled,
             rules,
-            lendable: self.lending.lendable(memory).filter(|_| place_of(index).0 == GUEST_TO_VF),
-            // No device of those whose drivers are known to be good for it writes memory by DMA.
-            zero_copy: self.zero_copy != ZeroCopy::Off && place_of(index).0 == VF_TO_GUEST,
+            lendable: self.lending.lendable(memory).filter(|_| match place_of(index).0 {
+                GUEST_TO_VF => caps.copies.is_none(),
+                _ => caps.copies_received.is_none(),
+            }),
             guest_checksum: has(features::NET_GUEST_CSUM),
         })
     }
@@ -451,6 +478,10 @@ impl Lanes for PortLanes {
                 state.rings[ring].base = position;
             }
         }
+        // Of rings that were quarantined, queues may be in another lane by now.
+        if !self.await_received() {
+            self.restart_vf();
+        }
         // What the VF did not give back keeps what it is in: see `EthdevTx`.
         self.lending.end();
         Drained::attest()
@@ -460,9 +491,8 @@ impl Lanes for PortLanes {
         if self.silenced {
             return self.pause();
         }
-        let sends = |ring: &usize| place_of(*ring).0 == GUEST_TO_VF && self.plan(*ring, state, memory).is_some();
-        // Off it is for what is mapped already, too, whether a ring sends or not.
-        if self.zero_copy == ZeroCopy::Off || (0..self.built.len()).any(|ring| sends(&ring)) {
+        if self.zero_copy == ZeroCopy::Off || (0..self.built.len()).any(|ring| self.plan(ring, state, memory).is_some())
+        {
             let vf = self.vf.as_ref().map(|place| &place.vf);
             self.lending.follow(vf, memory, self.zero_copy);
         }

@@ -1,8 +1,8 @@
-//! What of its guest's memory a port's VF may send from.
+//! What of its guest's memory a port's VF may send from, and receive into.
 
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use super::plan::ZeroCopy;
 use crate::guest::GuestMemory;
@@ -11,8 +11,7 @@ use crate::vf::{Dma, DmaMap, Lendable, Vf};
 /// Mapped at a time, in bytes: it may be some 10 ms until the port's thread answers anybody again.
 const PIECE: usize = 128 << 20;
 
-/// The way there: a device's driver sends from what is mapped for the device, which may take seconds. Until then all
-/// is copied.
+/// The way there: a device's driver uses what is mapped for the device, which may take seconds. Until then all is copied.
 #[derive(Debug, Default)]
 pub(super) struct Lending {
     /// What it is about; `None`: nothing is lent.
@@ -22,6 +21,8 @@ pub(super) struct Lending {
     left: VecDeque<Range<usize>>,
     lendable: Option<Arc<Lendable>>,
     hindrance: Option<String>,
+    /// Maps of before, which are there as long as something is in flight in them.
+    past: Vec<Weak<DmaMap>>,
 }
 
 /// Why not all of a guest's memory may be mapped.
@@ -38,8 +39,11 @@ impl Lending {
     /// Rings in this memory run. All that the device has of the guest's is in it: lanes that lose memory are drained
     /// before.
     pub(super) fn follow(&mut self, vf: Option<&Vf>, memory: &Arc<GuestMemory>, wanted: ZeroCopy) {
-        let Some(vf) = vf.filter(|vf| wanted != ZeroCopy::Off && vf.caps().copies.is_none()) else {
-            return self.end();
+        let lends = |vf: &&Vf| vf.caps().copies.is_none() || vf.caps().copies_received.is_none();
+        let Some(vf) = vf.filter(|vf| wanted != ZeroCopy::Off && lends(vf)) else {
+            self.past.extend(self.maps.iter().map(Arc::downgrade));
+            *self = Self { past: std::mem::take(&mut self.past), ..Self::default() };
+            return;
         };
         if self.of.as_ref().is_some_and(|(ours, when)| Arc::ptr_eq(ours, memory) && *when == wanted) {
             return;
@@ -55,12 +59,13 @@ impl Lending {
         let pieces = memory.pieces(wanted == ZeroCopy::Auto, PIECE);
         let bytes = |pieces: &[Range<usize>]| pieces.iter().map(ExactSizeIterator::len).sum();
         self.hindrance = shortfall(bytes(&pieces), bytes(&memory.pieces(false, PIECE)));
-        self.maps = before.maps.into_iter().filter(|map| pieces.contains(map.pages())).collect();
+        let past = before.past.iter().filter_map(Weak::upgrade);
+        self.maps = before.maps.into_iter().chain(past).filter(|map| pieces.contains(map.pages())).collect();
         self.left = pieces.into_iter().filter(|piece| !self.maps.iter().any(|map| map.pages() == piece)).collect();
         self.lend();
     }
 
-    /// Nothing is lent any more. What is still lent to a lane goes when it lets go of it.
+    /// Nothing is lent any more, and nothing is in flight.
     pub(super) fn end(&mut self) {
         *self = Self::default();
     }
@@ -103,7 +108,7 @@ impl Lending {
         match &self.lendable {
             _ if self.hindrance.is_some() => self.hindrance.clone(),
             None if self.is_under_way() => Some("the guest's memory is being mapped for the VF".into()),
-            None => Some("the guest has no ring that sends".into()),
+            None => Some("the guest has no ring that runs".into()),
             Some(_) => None,
         }
     }

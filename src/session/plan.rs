@@ -108,7 +108,7 @@ pub struct PortStatus {
     pub rings: Vec<RingStatus>,
     /// Bytes of guest memory mapped.
     pub guest_memory: u64,
-    /// Why the VF does not read all of the guest's memory by itself, though its driver could.
+    /// Why the VF does not reach all of the guest's memory by itself, though its driver could.
     #[serde(default)]
     pub copies: Option<String>,
     /// Why the last connection ended or failed, if it did by an error.

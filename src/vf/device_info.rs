@@ -59,7 +59,7 @@ impl DeviceInfo {
             rx_checksum: rx != 0,
             multi_segment: tx & dpdk_sys::SHIM_TX_OFFLOAD_MULTI_SEGS != 0,
             copies: zero_copy::reason_to_copy(&driver),
-            places: zero_copy::places(&driver),
+            copies_received: zero_copy::reason_to_copy_received(&driver),
             rx_interrupt: false,
             dma: Dma::None,
             dma_shared: None,

@@ -93,7 +93,7 @@ impl Container {
         let flags = if writable { READ | WRITE } else { READ };
         let map = Map { argsz: size_of::<Map>() as u32, flags, vaddr: start, iova: start, size };
         // SAFETY: the kernel reads a struct of that layout. A device reaches the pages from now on: those that are not
-        // EAL's are read only.
+        // EAL's are a guest's, of which we have no references.
         answer(unsafe { libc::ioctl(self.0, MAP_DMA, &raw const map) }).map(|_| ())
     }
 
@@ -129,7 +129,7 @@ fn answer(rc: i32) -> io::Result<i32> {
     if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(rc) }
 }
 
-/// Memory of a guest that a device may read, as long as this lives. Whoever drops it knows that nothing is in flight
+/// Memory of a guest that a device may read, and write if asked for, as long as this lives. Whoever drops it knows that nothing is in flight
 /// there, as for unmapping it; and does so before it is unmapped.
 #[derive(Debug)]
 pub struct DmaMap {
@@ -138,8 +138,8 @@ pub struct DmaMap {
 }
 
 impl DmaMap {
-    pub(super) fn new(container: &Arc<Container>, pages: Range<usize>) -> io::Result<Self> {
-        container.map(pages.clone(), false)?;
+    pub(super) fn new(container: &Arc<Container>, pages: Range<usize>, writable: bool) -> io::Result<Self> {
+        container.map(pages.clone(), writable)?;
         Ok(Self { container: Arc::clone(container), pages })
     }
 

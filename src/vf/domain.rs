@@ -104,9 +104,9 @@ impl Domain {
         !self.heap.short.load(Relaxed)
     }
 
-    /// Lets the VF read these pages of its guest.
-    pub(super) fn map(&self, pages: Range<usize>) -> std::io::Result<DmaMap> {
-        DmaMap::new(&self.heap.container, pages)
+    /// Lets the VF read these pages of its guest, and write them, too.
+    pub(super) fn map(&self, pages: Range<usize>, writable: bool) -> std::io::Result<DmaMap> {
+        DmaMap::new(&self.heap.container, pages, writable)
     }
 }
 

@@ -129,10 +129,12 @@ impl EthdevVf {
                 (None, Some(_)) => Dma::Shared,
                 (None, None) => Dma::None,
             };
-            if let (None, Some(why)) = (&caps.copies, &shared) {
-                caps.copies = Some(format!("the VF shares its DMA domain with others: {why}"));
+            if let Some(why) = &shared {
+                let shares = || format!("the VF shares its DMA domain with others: {why}").into();
+                caps.copies.get_or_insert_with(shares);
+                caps.copies_received.get_or_insert_with(shares);
             }
-            caps.dma_shared = shared;
+            caps.dma_shared = shared.map(Into::into);
             let mut resets = ResetWatch::over(port);
             if let (Some(domain), VfSpec::Pci(address)) = (&domain, spec)
                 && quirks::has_deaf_mailbox(&caps.driver)
@@ -183,10 +185,20 @@ impl EthdevVf {
         let queues = config.queues.min(self.caps.max_queues);
         let asked = self.caps.copies.is_none() && zero_copy::is_to_be_asked(&self.caps.driver);
         if asked && queues < config.queues {
-            self.caps.copies = Some(format!(
-                "{} has one queue for several rings, and can be asked what it has sent only where each has its own",
-                self.caps.driver
-            ));
+            self.caps.copies = Some(
+                format!(
+                    "{} has one queue for several rings, and can be asked what it has sent only where each has its own",
+                    self.caps.driver
+                )
+                .into(),
+            );
+        }
+        let early = zero_copy::takes_early(&self.caps.driver);
+        if early && queues < config.queues {
+            self.caps.copies_received.get_or_insert_with(|| {
+                format!("{} has fewer queues than the guest has rings, so that they share them", self.caps.driver)
+                    .into()
+            });
         }
         self.configure_device(&info, queues, config.mtu)?;
         self.set_device_mtu(&info, config.mtu)?;
@@ -194,7 +206,8 @@ impl EthdevVf {
             self.configure_mac(mac)?;
         }
 
-        let (mut rx_descriptors, mut tx_descriptors) = (DESCRIPTORS, DESCRIPTORS);
+        let mut rx_descriptors = if early { zero_copy::EARLY_DESCRIPTORS } else { DESCRIPTORS };
+        let mut tx_descriptors = DESCRIPTORS;
         // SAFETY: two integers of ours.
         let rc =
             unsafe { dpdk_sys::rte_eth_dev_adjust_nb_rx_tx_desc(self.port, &mut rx_descriptors, &mut tx_descriptors) };
@@ -203,6 +216,7 @@ impl EthdevVf {
         // SAFETY: takes a port number.
         let node = unsafe { dpdk_sys::rte_eth_dev_socket_id(self.port) };
         let room = data_room(config.mtu).max(quirks::least_data_room(&self.spec));
+        let most_written = (!early).then(|| quirks::most_written(&self.spec));
         let (tx_room, tx_max) = self.tx_sizes(&info, room);
         let per_queue = u32::from(tx_descriptors) + if info.segments() { 1536 } else { 512 };
         let send = Arc::new(Pool::send(u32::from(queues) * per_queue - 1, tx_room, node)?);
@@ -268,8 +282,10 @@ impl EthdevVf {
                 queue,
                 pool,
                 wake: Wake::none(),
-                places: self.caps.places.then(|| quirks::most_written(&self.spec)),
-                lender: None,
+                places: self.caps.copies_received.is_none().then(|| most_written.unwrap_or(room.into())),
+                early,
+                placed: 0,
+                lenders: ArrayVec::new(),
                 _lease: self.leases.lease(),
             });
         }
@@ -451,7 +467,7 @@ impl EthdevVf {
     pub(super) fn map(&self, pages: Range<usize>) -> Result<DmaMap> {
         let what = || format!("cannot map {} MiB of guest memory for {}", pages.len() >> 20, self.spec);
         match &self.domain {
-            Some(domain) => domain.map(pages.clone()).map_err(Error::io(what())),
+            Some(domain) => domain.map(pages.clone(), self.caps.copies_received.is_none()).map_err(Error::io(what())),
             None => Err(Error::Invalid(format!("{}: it has no DMA domain of its own", what()))),
         }
     }
@@ -640,9 +656,9 @@ fn port_of(name: &CStr) -> Option<u16> {
 }
 
 /// Bytes of an mbuf behind its headroom, such that a received frame is one segment: igb and ixgbe round the size down
-/// to a KiB, the others to less.
+/// to a KiB, the others to less, and igb wants to see room for the frame's CRC and another tag.
 fn data_room(mtu: u16) -> u16 {
-    let frame = u32::from(mtu) + TAGGED_HEADER as u32;
+    let frame = u32::from(mtu) + TAGGED_HEADER as u32 + 8;
     frame.max(2048).next_multiple_of(1024) as u16
 }
 
@@ -665,7 +681,7 @@ mod tests {
     fn a_received_frame_fits_one_mbuf_also_where_the_driver_rounds_down() {
         for mtu in MIN_MTU..=MAX_MTU {
             let room = u32::from(data_room(mtu));
-            assert!(room / 1024 * 1024 >= u32::from(mtu) + TAGGED_HEADER as u32);
+            assert!(room / 1024 * 1024 >= u32::from(mtu) + TAGGED_HEADER as u32 + 8);
         }
         assert_eq!(data_room(1500), 2048);
         assert_eq!(data_room(9000), 9216);

@@ -72,8 +72,12 @@ pub(super) struct Stack {
     returned: u32,
     /// Of a receive pool: mbufs that point to buffers of the guest, oldest first. They are handed out before others;
     /// so many of them were.
-    posted: ArrayVec<*mut c_void, BURST>,
+    posted: ArrayVec<*mut c_void, { 2 * BURST }>,
     handed: usize,
+    /// Mbufs that the driver has, and how many of them are the guest's; modulo 2^32, since not every driver's are counted
+    /// when they leave it: see [`Self::received`].
+    out: u32,
+    out_of_guest: u32,
     /// Debug builds: the thread inside, or 0.
     user: AtomicU64,
 }
@@ -86,6 +90,8 @@ impl Stack {
             returned: 0,
             posted: ArrayVec::new(),
             handed: 0,
+            out: 0,
+            out_of_guest: 0,
             user: AtomicU64::new(0),
         }
     }
@@ -139,6 +145,9 @@ impl Stack {
         // SAFETY: live, and exclusively ours for the duration of the call.
         let stack = unsafe { &mut *stack.as_ptr() };
         stack.exclusively(|stack| {
+            if stack.posted.is_full() {
+                stack.posted.drain(..std::mem::take(&mut stack.handed));
+            }
             if stack.len == 0 || stack.posted.is_full() {
                 return false;
             }
@@ -151,30 +160,67 @@ impl Stack {
         })
     }
 
-    /// Takes the posted mbufs back.
+    /// Takes the posted mbufs back. How many.
     ///
     /// # Safety
     /// As [`Self::post`].
-    pub(super) unsafe fn withdraw(stack: NonNull<Self>) {
+    pub(super) unsafe fn withdraw(stack: NonNull<Self>) -> usize {
         // SAFETY: live, and exclusively ours for the duration of the call.
         let stack = unsafe { &mut *stack.as_ptr() };
         stack.exclusively(|stack| {
             let handed = std::mem::take(&mut stack.handed);
+            let before = stack.len;
             for mbuf in stack.posted.drain(..).skip(handed) {
                 // SAFETY: not handed out, so ours alone.
                 unsafe { Mbuf::new(mbuf.cast()).restore() };
                 stack.free[stack.len] = mbuf;
                 stack.len += 1;
             }
-        });
+            stack.len - before
+        })
+    }
+
+    /// Posted mbufs that were not handed out.
+    ///
+    /// # Safety
+    /// As [`Self::put_one`].
+    #[inline]
+    pub(super) unsafe fn waiting(stack: NonNull<Self>) -> usize {
+        // SAFETY: live, and the caller owns it.
+        unsafe { (*stack.as_ptr()).posted.len() - (*stack.as_ptr()).handed }
+    }
+
+    /// The driver has handed over frames in so many mbufs, some of them of the guest.
+    ///
+    /// # Safety
+    /// As [`Self::put_one`].
+    #[inline]
+    pub(super) unsafe fn received(stack: NonNull<Self>, mbufs: usize, of_guest: usize) {
+        // SAFETY: live, and exclusively ours for the duration of the call.
+        let stack = unsafe { &mut *stack.as_ptr() };
+        stack.out = stack.out.wrapping_sub(mbufs as u32);
+        stack.out_of_guest = stack.out_of_guest.wrapping_sub(of_guest as u32);
+    }
+
+    /// What the driver has, and how many of these are the guest's, if [`Self::received`] was told of all that it handed over.
+    ///
+    /// # Safety
+    /// As [`Self::put_one`].
+    #[inline]
+    pub(super) unsafe fn out(stack: NonNull<Self>) -> (usize, usize) {
+        // SAFETY: live, and the caller owns it.
+        unsafe { ((*stack.as_ptr()).out as usize, (*stack.as_ptr()).out_of_guest as usize) }
     }
 
     fn put_all(&mut self, mbufs: &[*mut c_void]) {
         self.exclusively(|stack| {
+            let before = stack.returned;
             for &mbuf in mbufs {
                 // SAFETY: free, so ours alone.
                 stack.returned = stack.returned.wrapping_add(unsafe { Mbuf::new(mbuf.cast()).restore() }.into());
             }
+            stack.out = stack.out.wrapping_sub(mbufs.len() as u32);
+            stack.out_of_guest = stack.out_of_guest.wrapping_sub(stack.returned.wrapping_sub(before));
             match mbufs {
                 [one] => stack.free[stack.len] = *one,
                 all => stack.free[stack.len..][..all.len()].copy_from_slice(all),
@@ -190,9 +236,11 @@ impl Stack {
             let Some(left) = stack.len.checked_sub(into.len() - posted) else {
                 return false;
             };
+            stack.out = stack.out.wrapping_add(into.len() as u32);
             let (first, others) = into.split_at_mut(posted);
             first.copy_from_slice(&stack.posted[stack.handed..][..posted]);
             stack.handed += posted;
+            stack.out_of_guest = stack.out_of_guest.wrapping_add(posted as u32);
             if stack.handed == stack.posted.len() {
                 stack.posted.clear();
                 stack.handed = 0;
@@ -290,11 +338,12 @@ impl Pool {
         if let Some(stack) = self.stack {
             // SAFETY: nobody else knows the pool yet. All its objects are home: mbufs, initialised, with LENT_PRIV bytes.
             unsafe {
-                for &mbuf in &(&(*stack.as_ptr()).free)[..self.size as usize] {
+                let stack = stack.as_ptr();
+                for &mbuf in &(&(*stack).free)[..self.size as usize] {
                     Mbuf::new(mbuf.cast()).remember_buffer();
                 }
                 // They were put when they were no mbufs yet.
-                (*stack.as_ptr()).returned = 0;
+                ((*stack).returned, (*stack).out, (*stack).out_of_guest) = (0, 0, 0);
             }
         }
     }
@@ -545,6 +594,41 @@ mod tests {
             assert!(!is_elsewhere(one) && !is_elsewhere(two));
             assert!(stack.as_mut().get_all(&mut got[..2]));
             assert!(!Stack::post(stack, guest.as_mut_ptr(), 100), "none is free");
+        }
+    }
+
+    #[test]
+    fn a_stack_knows_what_the_driver_has() {
+        let [one, two, three, four] = mbufs();
+        let mut stack = Stack::new(4);
+        stack.put_all(&[one, two, three, four]);
+        (stack.out, stack.returned) = (0, 0);
+        let mut stack = NonNull::from(&mut stack);
+        let mut guest = [0_u8; 256];
+        let mut got = [ptr::null_mut(); 3];
+        // SAFETY: the stack is ours; the memory outlives it.
+        unsafe {
+            assert!(Stack::post(stack, guest.as_mut_ptr(), 100) && Stack::post(stack, guest.as_mut_ptr(), 100));
+            assert!(stack.as_mut().get_all(&mut got[..1]));
+            assert_eq!((Stack::out(stack), Stack::waiting(stack)), ((1, 1), 1));
+            assert_eq!(Stack::withdraw(stack), 1);
+            assert!(stack.as_mut().get_all(&mut got[1..]));
+            assert_eq!((Stack::out(stack), Stack::waiting(stack)), ((3, 1), 0));
+            // One came with a frame, in the guest's buffer; the driver gives the others back.
+            Stack::received(stack, 1, 1);
+            assert_eq!(Stack::out(stack), (2, 0));
+            Mbuf::new(got[0].cast()).restore();
+            Stack::put_one(stack, got[0]);
+            stack.as_mut().put_all(&got[1..]);
+            assert_eq!((Stack::out(stack), Stack::returned(stack)), ((0, 0), 0));
+            // A burst at a time is posted while some of the last wait: those that were handed out make room.
+            assert!(Stack::post(stack, guest.as_mut_ptr(), 100));
+            for _ in 0..5 * BURST {
+                assert!(Stack::post(stack, guest.as_mut_ptr(), 100) && stack.as_mut().get_all(&mut got[..1]));
+                stack.as_mut().put_all(&got[..1]);
+            }
+            assert_eq!((Stack::out(stack), Stack::returned(stack)), ((0, 0), 5 * BURST as u32));
+            assert_eq!(Stack::withdraw(stack), 1);
         }
     }
 }

@@ -48,7 +48,7 @@ pub use spec::{Mac, PciAddress, VfSpec};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
-use crate::guest::{GuestMemory, HostRange};
+use crate::guest::HostRange;
 use crate::ring::{BURST, Gather};
 
 // `TxQueue::send` has a bit for each frame.
@@ -84,15 +84,15 @@ pub struct VfCaps {
     pub multi_segment: bool,
     /// Why it does not send frames from where they lie in guest memory; `None`: its driver is known to be done with them
     /// in time and in order.
-    pub copies: Option<String>,
-    /// Receives frames where the guest wants them: it takes buffers only for frames that are there.
-    pub places: bool,
+    pub copies: Option<Box<str>>,
+    /// Why it does not receive frames where the guest wants them; `None`: its driver is known for how it takes buffers.
+    pub copies_received: Option<Box<str>>,
     /// Can wake a sleeping core when a frame arrives.
     pub rx_interrupt: bool,
     /// What it finds in memory.
     pub dma: Dma,
     /// Why that is [`Dma::Shared`].
-    pub dma_shared: Option<String>,
+    pub dma_shared: Option<Box<str>>,
 }
 
 /// What a VF finds in memory.
@@ -231,18 +231,37 @@ pub trait RxQueue: Send + 'static {
     type Packet: RxPacket;
     /// Receives into `burst` until it is full or the queue is empty. Returns how many came.
     fn receive(&mut self, burst: &mut ArrayVec<Self::Packet, BURST>) -> usize;
-    /// Frames can come into buffers that are posted, and do so in order.
-    fn takes_buffers(&self) -> bool {
+    /// Frames can come into buffers that are posted, in that order: its VF writes at most so many bytes to one, and does not
+    /// ask how long it is. `None`: they cannot.
+    fn takes_buffers(&self) -> Option<usize> {
+        None
+    }
+    /// Its VF takes buffers before there are frames for them, its own where none is posted, and uses all of them in the order
+    /// in which it took them. Whoever posts leaves a place in the guest's order for each that a frame is still to come
+    /// into. Else it takes one for a frame that is there.
+    fn takes_early(&self) -> bool {
         false
     }
-    /// The next frame, after those for which buffers are posted already, is to come into `buffer`, in `memory`, behind its
+    /// Of such a VF: how many buffers of its own frames will come into before one comes into the next that is posted, but for
+    /// those before the one that was posted last.
+    fn ahead(&self) -> usize {
+        0
+    }
+    /// Buffers that are posted, and not taken.
+    fn waiting(&self) -> usize {
+        0
+    }
+    /// The next frame, after those for which buffers are there already, is to come into `buffer`, in `memory`, behind its
     /// first `header` bytes. Whoever posts does not let the guest have it back before a frame came into it or
     /// [`Self::withdraw`]. `false`: not now.
-    fn post(&mut self, _buffer: HostRange, _header: usize, _memory: &Arc<GuestMemory>) -> bool {
+    fn post(&mut self, _buffer: HostRange, _header: usize, _memory: &Arc<Lendable>) -> bool {
         false
     }
-    /// Takes back the buffers that no frame came into.
-    fn withdraw(&mut self) {}
+    /// Takes back the buffers that its VF has not taken. Returns how many places are left, up to the last one of a buffer that
+    /// it has: if any are, it gives those back only when a frame comes into them, or when it is stopped.
+    fn withdraw(&mut self) -> usize {
+        0
+    }
     /// The fd that becomes readable when a frame arrives after [`Self::arm`]; `None` if the VF has none.
     fn interrupt_fd(&self) -> Option<BorrowedFd<'_>>;
     /// Nothing ever arrives: there is nothing to wait for.
@@ -358,7 +377,7 @@ impl Vf {
         }
     }
 
-    /// Lets it read pages of its guest's memory. Of a VF with [`Dma::Own`].
+    /// Lets it read pages of its guest's memory, and write them if it receives there. Of a VF with [`Dma::Own`].
     pub fn map(&self, pages: Range<usize>) -> Result<DmaMap> {
         match self {
             #[cfg(feature = "dpdk")]

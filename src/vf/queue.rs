@@ -11,8 +11,8 @@ use super::lease::Lease;
 use super::mbuf::{Mbuf, RxMbuf, TxMbuf};
 use super::mempool::{Pool, Stack};
 use super::wake::Wake;
-use super::{Lendable, RxQueue, TxQueue};
-use crate::guest::{GuestMemory, HostRange};
+use super::{Lendable, RxPacket, RxQueue, TxQueue};
+use crate::guest::HostRange;
 use crate::ring::{BURST, Gather};
 
 /// A transmit queue of an ethdev.
@@ -358,17 +358,42 @@ pub struct EthdevRx {
     pub(super) queue: u16,
     pub(super) pool: Arc<Pool>,
     pub(super) wake: Arc<Wake>,
-    /// Its driver takes buffers only for frames that are there, and writes at most so many bytes to one, without a look
-    /// at its length.
+    /// Its driver is known for how it takes buffers, and writes at most so many bytes to one, without a look at its length.
     pub(super) places: Option<usize>,
-    /// The memory that posted buffers are in.
-    pub(super) lender: Option<Arc<GuestMemory>>,
+    /// It takes them before there are frames for them.
+    pub(super) early: bool,
+    /// Of those, how many the driver has or gets next that have a place in the guest's order, oldest first.
+    pub(super) placed: usize,
+    /// The memories that posted buffers are in, at least as long as the driver may have some.
+    pub(super) lenders: ArrayVec<Arc<Lendable>, LENDERS>,
     pub(super) _lease: Lease,
 }
 
 impl Drop for EthdevRx {
     fn drop(&mut self) {
-        self.withdraw();
+        if self.withdraw() > 0 {
+            tracing::error!(
+                port = self.port,
+                queue = self.queue,
+                "buffers of a guest are still with the device; their memory is kept"
+            );
+            self.lenders.drain(..).for_each(std::mem::forget);
+        }
+    }
+}
+
+impl EthdevRx {
+    /// Keeps a memory mapped as long as buffers in it may be with the device. `false`: too many are kept already.
+    #[cold]
+    fn keep(&mut self, memory: &Arc<Lendable>) -> bool {
+        // SAFETY: the queue is ours, and so its pool.
+        let none_is_out = self.pool.stack().is_some_and(|stack| unsafe { Stack::out(stack).1 == 0 });
+        if !self.early || none_is_out && self.waiting() == 0 {
+            // Those of before are done with.
+            self.withdraw();
+        }
+        let kept = self.lenders.iter().any(|lender| Arc::ptr_eq(lender, memory));
+        kept || self.lenders.try_push(Arc::clone(memory)).is_ok()
     }
 }
 
@@ -385,41 +410,75 @@ impl RxQueue for EthdevRx {
         let n = unsafe {
             dpdk_sys::shim_rx_burst(self.port, self.queue, raw.as_mut_ptr(), burst.remaining_capacity() as u16)
         };
-        let posted = self.lender.is_some();
+        let (before, posted) = (burst.len(), !self.lenders.is_empty());
         for &mbuf in &raw[..n.into()] {
             // SAFETY: just received, from the queue of this pool, and no more than fit.
             unsafe {
                 burst.push_unchecked(RxMbuf::new(Mbuf::new(mbuf), self.pool.raw(), stack, posted));
             }
         }
+        if self.early && n > 0 {
+            let of_guest = burst[before..].iter().filter(|frame| frame.placed_at().is_some()).count();
+            // SAFETY: the queue is ours, and so its pool.
+            unsafe { Stack::received(stack, n.into(), of_guest) };
+            self.placed = self.placed.saturating_sub(n.into());
+        }
         n.into()
     }
 
-    fn takes_buffers(&self) -> bool {
-        self.places.is_some()
+    #[inline]
+    fn takes_buffers(&self) -> Option<usize> {
+        self.places
     }
 
     #[inline]
-    fn post(&mut self, buffer: HostRange, header: usize, memory: &Arc<GuestMemory>) -> bool {
+    fn takes_early(&self) -> bool {
+        self.early
+    }
+
+    fn ahead(&self) -> usize {
+        // SAFETY: the queue is ours, and so its pool.
+        let out = |stack| unsafe { Stack::out(stack).0 + Stack::waiting(stack) };
+        self.pool.stack().filter(|_| self.early).map_or(0, |stack| out(stack).saturating_sub(self.placed))
+    }
+
+    #[inline]
+    fn waiting(&self) -> usize {
+        // SAFETY: the queue is ours, and so its pool.
+        self.pool.stack().map_or(0, |stack| unsafe { Stack::waiting(stack) })
+    }
+
+    #[inline]
+    fn post(&mut self, buffer: HostRange, header: usize, memory: &Arc<Lendable>) -> bool {
         let holds = |most: usize| buffer.len().checked_sub(header).is_some_and(|room| room >= most);
         let Some(stack) = self.pool.stack().filter(|_| self.places.is_some_and(holds)) else {
             return false;
         };
-        if !self.lender.as_ref().is_some_and(|lender| Arc::ptr_eq(lender, memory)) {
-            self.withdraw();
-            self.lender = Some(Arc::clone(memory));
-        }
         let buffer = buffer.after(header);
-        // SAFETY: the queue is ours, and so its pool; the memory is kept until the mbufs are back.
-        unsafe { Stack::post(stack, buffer.as_ptr(), buffer.len()) }
+        let known = self.lenders.last().is_some_and(|lender| Arc::ptr_eq(lender, memory));
+        if !memory.covers(&buffer) || !known && !self.keep(memory) {
+            return false;
+        }
+        // SAFETY: the queue is ours, and so its pool; the memory is kept until the mbufs are back, and all of the buffer can
+        // be written to.
+        let posted = unsafe { Stack::post(stack, buffer.as_ptr(), buffer.len()) };
+        if posted && self.early {
+            // Whoever posts has left places for those ahead of it.
+            // SAFETY: as above.
+            self.placed = unsafe { Stack::out(stack).0 + Stack::waiting(stack) };
+        }
+        posted
     }
 
-    fn withdraw(&mut self) {
-        if let Some(stack) = self.pool.stack() {
-            // SAFETY: as above.
-            unsafe { Stack::withdraw(stack) };
+    fn withdraw(&mut self) -> usize {
+        let Some(stack) = self.pool.stack() else { return 0 };
+        // SAFETY: the queue is ours, and so its pool.
+        let (back, of_guest) = unsafe { (Stack::withdraw(stack), Stack::out(stack).1) };
+        self.placed = if self.early && of_guest > 0 { self.placed - back } else { 0 };
+        if self.placed == 0 {
+            self.lenders.clear();
         }
-        self.lender = None;
+        self.placed
     }
 
     fn interrupt_fd(&self) -> Option<BorrowedFd<'_>> {

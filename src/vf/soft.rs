@@ -113,7 +113,8 @@ impl SoftVf {
                 driver: spec.to_string(),
                 max_queues: QUEUES,
                 max_mtu: MAX_MTU,
-                copies: Some(format!("{spec} is not known to be done with sent frames in time and in order")),
+                copies: Some(format!("{spec} is not known to be done with sent frames in time and in order").into()),
+                copies_received: Some(format!("{spec} has buffers of its own").into()),
                 ..VfCaps::default()
             },
             // Locally administered; nothing filters by it.

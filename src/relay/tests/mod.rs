@@ -3,6 +3,7 @@
 
 mod from_vf;
 mod hand_over;
+mod posted;
 mod scripted;
 mod steering;
 mod to_vf;
@@ -69,7 +70,6 @@ impl Guest {
             enabled: true,
             rules: TxRules { max_wire_frame: MAX_FRAME, ..TxRules::default() },
             lendable: Some(Lendable::all(self.memory.clone())),
-            zero_copy: true,
             guest_checksum: false,
         }
     }

@@ -199,6 +199,160 @@ impl ScriptedRx {
     }
 }
 
+/// What a receive queue that takes buffers early has, and what the test does with it.
+#[derive(Debug)]
+pub struct Device {
+    /// Its buffers, in the order of the frames to come.
+    ring: VecDeque<Slot>,
+    posted: VecDeque<(HostRange, Arc<Lendable>)>,
+    /// See [`RxQueue::withdraw`].
+    placed: usize,
+    /// Arrived and not received.
+    pub frames: VecDeque<Vec<u8>>,
+}
+
+#[derive(Debug)]
+enum Slot {
+    Own,
+    Guest(HostRange, Arc<Lendable>),
+}
+
+impl Device {
+    fn of_guest(&self) -> usize {
+        self.ring.iter().filter(|slot| matches!(slot, Slot::Guest(..))).count()
+    }
+}
+
+/// Such a queue.
+#[derive(Clone, Debug)]
+pub struct EarlyRx(Arc<Mutex<Device>>);
+
+impl EarlyRx {
+    /// Most bytes that its device writes to a buffer.
+    pub const MOST: usize = 1600;
+
+    pub fn new(descriptors: usize) -> Self {
+        let ring = (0..descriptors).map(|_| Slot::Own).collect();
+        Self(Arc::new(Mutex::new(Device { ring, posted: VecDeque::new(), placed: 0, frames: VecDeque::new() })))
+    }
+
+    pub fn device(&self) -> MutexGuard<'_, Device> {
+        self.0.lock().unwrap()
+    }
+
+    /// Buffers of the guest that the device has.
+    pub fn of_guest(&self) -> usize {
+        self.device().of_guest()
+    }
+
+    /// Stops and starts the device, which wrote to all it had just before. How many frames are lost.
+    pub fn restart(&self) -> usize {
+        let mut device = self.device();
+        assert!(device.posted.is_empty(), "it would begin with those");
+        for slot in &mut device.ring {
+            if let Slot::Guest(buffer, memory) = std::mem::replace(slot, Slot::Own) {
+                buffer.overwrite(memory.memory(), &[0xa5; Self::MOST]);
+            }
+        }
+        std::mem::take(&mut device.frames).len()
+    }
+}
+
+/// A frame received by it.
+#[derive(Debug)]
+pub struct EarlyPacket {
+    bytes: Vec<u8>,
+    at: Option<usize>,
+}
+
+impl RxPacket for EarlyPacket {
+    fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    fn head(&self) -> &[u8] {
+        if self.at.is_some() { &[] } else { &self.bytes }
+    }
+
+    fn gather(&self) -> impl Gather + '_ {
+        assert!(self.at.is_none(), "it is in the guest's memory");
+        &self.bytes[..]
+    }
+
+    fn checksum_good(&self) -> bool {
+        false
+    }
+
+    fn placed_at(&self) -> Option<usize> {
+        self.at
+    }
+}
+
+impl RxQueue for EarlyRx {
+    type Packet = EarlyPacket;
+
+    fn receive(&mut self, burst: &mut ArrayVec<EarlyPacket, BURST>) -> usize {
+        let mut device = self.device();
+        let n = device.frames.len().min(burst.remaining_capacity());
+        for _ in 0..n {
+            let bytes = device.frames.pop_front().unwrap();
+            assert!(bytes.len() <= Self::MOST);
+            let next = device.posted.pop_front().map_or(Slot::Own, |(buffer, memory)| Slot::Guest(buffer, memory));
+            device.ring.push_back(next);
+            let at = match device.ring.pop_front().unwrap() {
+                Slot::Own => None,
+                Slot::Guest(buffer, memory) => {
+                    buffer.overwrite(memory.memory(), &bytes);
+                    Some(buffer.as_ptr().addr())
+                }
+            };
+            device.placed = device.placed.saturating_sub(1);
+            burst.push(EarlyPacket { bytes, at });
+        }
+        n
+    }
+
+    fn takes_buffers(&self) -> Option<usize> {
+        Some(Self::MOST)
+    }
+
+    fn takes_early(&self) -> bool {
+        true
+    }
+
+    fn ahead(&self) -> usize {
+        let device = self.device();
+        device.ring.len() + device.posted.len() - device.placed
+    }
+
+    fn waiting(&self) -> usize {
+        self.device().posted.len()
+    }
+
+    fn post(&mut self, buffer: HostRange, header: usize, memory: &Arc<Lendable>) -> bool {
+        assert!(buffer.len() >= header + Self::MOST && memory.covers(&buffer));
+        let mut device = self.device();
+        device.posted.push_back((buffer.after(header), Arc::clone(memory)));
+        device.placed = device.ring.len() + device.posted.len();
+        true
+    }
+
+    fn withdraw(&mut self) -> usize {
+        let mut device = self.device();
+        let back = std::mem::take(&mut device.posted).len();
+        device.placed = if device.of_guest() > 0 { device.placed - back } else { 0 };
+        device.placed
+    }
+
+    fn interrupt_fd(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    fn arm(&mut self) {}
+
+    fn disarm(&mut self) {}
+}
+
 impl RxPacket for Packet {
     fn len(&self) -> usize {
         self.bytes.len()

@@ -143,14 +143,14 @@ fn reserved_buffers_are_used_in_order_or_put_back() {
     let mut ring = rig.rx();
     let host = |ring: &RxRing, i: usize| place(ring, posted[i]);
     assert_eq!(reserve(&mut ring, ROOM), posted);
-    assert!(ring.accept(host(&ring, 0), &HEADER, 60));
-    assert!(ring.accept(host(&ring, 2), &HEADER, 61));
+    assert!(ring.accept(host(&ring, 0), BURST, &HEADER, 60));
+    assert!(ring.accept(host(&ring, 2), BURST, &HEADER, 61));
     ring.publish();
-    ring.release();
+    ring.release(0);
     assert_eq!(reserve(&mut ring, ROOM), posted[3..]);
-    assert!(ring.accept(host(&ring, 3), &HEADER, 62));
+    assert!(ring.accept(host(&ring, 3), BURST, &HEADER, 62));
     ring.publish();
-    ring.release();
+    ring.release(0);
     ring.push(&HEADER, &mut &[7; 51][..]).unwrap();
     ring.publish();
     let used: Vec<_> = std::iter::from_fn(|| rig.driver.take_used()).collect();
@@ -172,15 +172,16 @@ fn buffers_that_nobody_wants_are_not_reserved() {
         }
         let mut ring = rig.rx();
         let mut seen = Vec::new();
-        let result = ring.reserve(ROOM, |buffer, memory| {
-            seen.push(gpa(buffer, memory));
+        let memory = ring.memory().clone();
+        let result = ring.reserve(0, BURST, ROOM, |buffer| {
+            seen.push(gpa(buffer, &memory));
             seen.len() <= wanted
         });
-        assert_eq!((result, ring.reserved()), (Ok(()), wanted));
+        assert_eq!((result, ring.reserved()), (Ok(Supply::Unfit), wanted));
         assert_eq!(seen, posted[..=wanted]);
         assert_eq!(reserve(&mut ring, ROOM), posted[wanted..]);
-        assert!(ring.accept(place(&ring, posted[0]), &HEADER, 60));
-        ring.release();
+        assert!(ring.accept(place(&ring, posted[0]), BURST, &HEADER, 60));
+        ring.release(0);
         ring.push(&HEADER, &mut &[7; 51][..]).unwrap();
         ring.publish();
         let used: Vec<_> = std::iter::from_fn(|| rig.driver.take_used()).collect();

@@ -152,22 +152,22 @@ fn reserved_buffers_are_used_in_order_or_put_back() {
     assert_eq!(reserve(&mut ring, ROOM), (0..32).map(at).collect::<Vec<_>>());
     assert_eq!((ring.reserved(), reserve(&mut ring, ROOM)), (32, vec![]));
     // The first gets a frame, the two behind it do not, then one that is nowhere.
-    assert!(ring.accept(place(&ring, at(0)), &HEADER, 60));
-    assert!(ring.accept(place(&ring, at(3)), &HEADER, 100));
-    assert!(!ring.accept(place(&ring, at(1)), &HEADER, 60), "it was passed");
+    assert!(ring.accept(place(&ring, at(0)), BURST, &HEADER, 60));
+    assert!(ring.accept(place(&ring, at(3)), BURST, &HEADER, 100));
+    assert!(!ring.accept(place(&ring, at(1)), BURST, &HEADER, 60), "it was passed");
     assert!(ring.publish());
     let used: Vec<_> = std::iter::from_fn(|| rig.driver.take_used()).collect();
     assert_eq!(used, [(0, 72), (1, 0), (2, 0), (3, 112)]);
     assert_eq!(rig.read(at(3), 12), HEADER.encode(1));
     assert_eq!(ring.reserved(), 28);
     // Put back, they come again, and a copied frame takes the first.
-    ring.release();
+    ring.release(0);
     assert_eq!((ring.reserved(), ring.position()), (0, 64));
     ring.push(&HEADER, &mut &[7; 20][..]).unwrap();
     ring.publish();
     assert_eq!(rig.driver.take_used(), Some((4, 32)));
     assert_eq!(reserve(&mut ring, ROOM), (5..36).map(at).collect::<Vec<_>>());
-    ring.release();
+    ring.release(0);
     // Not beyond one that is short, in pieces, or malformed; and not more than is wanted.
     for (head, what) in [(40, "short"), (41, "in pieces"), (43, "not writable"), (99, "no descriptor")] {
         let mut rig = Rig { driver: rig.driver.beside(0, 64, 60), config: rig.config };
@@ -178,13 +178,61 @@ fn reserved_buffers_are_used_in_order_or_put_back() {
         rig.post([0, 0, head, 0]);
         let mut ring = rig.rx();
         assert_eq!(reserve(&mut ring, ROOM).len(), 2, "{what}");
-        ring.release();
+        ring.release(0);
         for wanted in 0..2 {
             let mut left = wanted;
-            let post = |_, _: &_| std::mem::replace(&mut left, 0) > 0;
-            assert_eq!(ring.reserve(ROOM, post), Ok(()));
+            let post = |_| std::mem::replace(&mut left, 0) > 0;
+            assert!(ring.reserve(0, BURST, ROOM, post).is_ok());
             assert_eq!(ring.reserved(), wanted);
-            ring.release();
+            ring.release(0);
         }
     }
+}
+
+/// Places left free ahead of a buffer that a device has: for frames that come elsewhere.
+#[test]
+fn places_are_left_free_only_ahead_of_a_buffer_that_is_posted() {
+    const ROOM: usize = NetHeader::LEN + 100;
+    let mut rig = Rig::new(8, 65533);
+    let at = |i: u64| GPA + 4096 + i * 256;
+    for i in 0..8 {
+        rig.driver.describe(i, Descriptor::new(at(i.into()), ROOM as u32, WRITE, 0));
+    }
+    let mut ring = rig.rx();
+    let give = |ring: &mut RxRing, ahead: usize, most: usize, takes: usize| {
+        let mut given = Vec::new();
+        let memory = ring.memory().clone();
+        let supply = ring.reserve(ahead, most, ROOM, |buffer| {
+            let takes = given.len() < takes;
+            takes.then(|| given.push(gpa(buffer, &memory)));
+            takes
+        });
+        (supply, given, ring.reserved())
+    };
+    rig.post(0..3);
+    // One more than the places is needed, and taken.
+    assert_eq!(give(&mut ring, 3, 4, 4), (Ok(Supply::Few), vec![], 0));
+    rig.post(3..5);
+    assert_eq!(give(&mut ring, 3, 4, 0), (Ok(Supply::Unfit), vec![], 0));
+    assert_eq!(give(&mut ring, 3, 4, 4), (Ok(Supply::Enough), vec![at(3), at(4)], 5));
+    // Others have to wait; those for which a place was left do not.
+    assert_eq!(ring.push(&HEADER, &mut &[9; 60][..]), Err(PushError::Empty));
+    ring.fill(&HEADER, &mut &[7; 100][..]).unwrap();
+    assert_eq!(ring.fill(&HEADER, &mut &[8; 101][..]), Err(PushError::Oversize));
+    // Not with a buffer in front that gets none.
+    assert!(ring.is_place_free() && !ring.accept(place(&ring, at(3)), 0, &HEADER, 60));
+    ring.fill(&HEADER, &mut Foreign(&[9; 60])).unwrap();
+    assert!(!ring.is_place_free() && !ring.accept(place(&ring, at(4)), 0, &HEADER, 60));
+    assert!(ring.accept(place(&ring, at(3)), 0, &HEADER, 60));
+    assert!(ring.publish());
+    let used: Vec<_> = std::iter::from_fn(|| rig.driver.take_used()).collect();
+    assert_eq!(used, [(0, 112), (1, 0), (2, 72), (3, 72)]);
+    assert_eq!(rig.read(at(0), 13), [&HEADER.encode(1)[..], &[7]].concat());
+    // The newest are put back.
+    rig.post([5, 6, 7]);
+    assert_eq!(give(&mut ring, 1, 2, 2), (Ok(Supply::Enough), vec![at(6), at(7)], 4));
+    ring.release(1);
+    assert_eq!(give(&mut ring, 0, 2, 2), (Ok(Supply::Enough), vec![at(5), at(6)], 3));
+    // More than can ever be reserved is no place to leave.
+    assert_eq!(give(&mut ring, 300, 1, 1), (Ok(Supply::Few), vec![], 3));
 }
