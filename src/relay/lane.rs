@@ -1,14 +1,19 @@
 //! A lane: the unit of work and of scheduling, one direction of one port. This file is the way of a packet.
 //!
 //! ```text
-//! guest driver ─avail→ TxRing::pop ─→ Frame ─→ TxQueue::copy ─→ offload ─→ TxQueue::send ─→ VF
-//!                                           └→ TxQueue::lend ────────────┘      │ taken; if lent, come back
-//!                                                                               └→ TxRing::complete, publish ─→ call eventfd
-//! VF ─→ RxQueue::receive ─→ which ring? ─→ RxRing::push (header, copy) ─────┬→ RxRing::publish ─→ call eventfd
-//!          └→ in a buffer that the ring reserved ─→ RxRing::accept (header) ┘
+//! guest driver ─avail→ TxRing::pop ─┬→ plain_frames ─→ TxQueue::copy_each ──┬→ TxQueue::send ─→ VF
+//!                                   ├→ plain_frames ─→ TxQueue::lend ───────┤     │ taken; if lent, come back
+//!                                   └→ frame ─→ copy or lend_behind, offload ┘     └→ TxRing::complete, publish ─→ call eventfd
+//!
+//! VF ─→ RxQueue::receive ─┬→ all for one ring ─→ RxRing::push_each ───────────┬→ RxRing::publish ─→ call eventfd
+//!                         ├→ which ring? ─→ RxRing::push (header, copy) ──────┤
+//!                         └→ a place is reserved: it is there ─→ accept ──────┤
+//!                                                 elsewhere ─→ fill (copy) ───┘
 //! ```
 //!
-//! The second way of each direction is zero-copy: the VF reads and writes the guest's memory itself.
+//! The first way of each direction is that of usual frames: in one piece, and nothing is asked for them. The VF reads and
+//! writes the guest's memory itself on the way over `lend`, and over buffers that were reserved (zero-copy). The rest is
+//! for all that is odd, one frame after the other.
 //!
 //! A lane moves by value between its port's thread and a core. On a core it takes turns; at home its
 //! rings are put in and taken out. The two directions share nothing that is written.

@@ -582,6 +582,7 @@ impl<Q: RxQueue> Lane for VfToGuest<Q> {
             }
         }
         self.faults[pair] = None;
+        self.tally.counters.buffers_are(Shortage::None);
         self.seats[pair] = Some(RxSeat {
             ring,
             doorbell: plan.doorbell,

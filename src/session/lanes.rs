@@ -267,10 +267,10 @@ impl PortLanes {
         assert!(self.built.iter().all(Option::is_none), "the caller drains first");
     }
 
-    /// Takes back the buffers of its guest that the VF has and no frame came into, now that none is posted any more. The
-    /// caller pauses before and resumes after.
+    /// Takes back the buffers of its guest that the VF has and no frame came into, if some are in memory in which none is
+    /// posted any more. The caller pauses before and resumes after.
     pub(super) fn take_back_posted(&mut self) {
-        if !self.await_received() {
+        if self.lending.is_in_the_past() && !self.await_received() {
             self.restart_vf();
         }
     }
@@ -331,11 +331,17 @@ impl PortLanes {
         let (direction, pair) = place_of(ring);
         self.pause_ring(ring);
         let lane = self.set.lane_of(pair);
-        self.faults[ring] = None;
+        let quarantined = self.faults[ring].take().is_some();
         let lost = self.lost[ring].take();
         match self.built[ring].take() {
             Some(_) => {
-                if !self.set.home(direction, lane).await_returns() {
+                let mut back = self.set.home(direction, lane).await_returns();
+                if quarantined && direction == VF_TO_GUEST {
+                    // The VF's queue that has its buffers may be in another lane by now.
+                    self.bring_home(|direction, _| direction == VF_TO_GUEST);
+                    back &= self.await_received();
+                }
+                if !back {
                     if let (GUEST_TO_VF, Some(InPlace { spec, .. })) = (direction, &self.vf) {
                         let id = &self.id;
                         warn!(port = %id, vf = %spec, "frames that the VF does not send are taken back: it is restarted");

@@ -60,9 +60,16 @@ impl Lending {
         let bytes = |pieces: &[Range<usize>]| pieces.iter().map(ExactSizeIterator::len).sum();
         self.hindrance = shortfall(bytes(&pieces), bytes(&memory.pieces(false, PIECE)));
         let past = before.past.iter().filter_map(Weak::upgrade);
-        self.maps = before.maps.into_iter().chain(past).filter(|map| pieces.contains(map.pages())).collect();
+        let (kept, gone): (Vec<_>, Vec<_>) =
+            before.maps.into_iter().chain(past).partition(|map| pieces.contains(map.pages()));
+        (self.maps, self.past) = (kept, gone.iter().map(Arc::downgrade).collect());
         self.left = pieces.into_iter().filter(|piece| !self.maps.iter().any(|map| map.pages() == piece)).collect();
         self.lend();
+    }
+
+    /// Whether something is in flight in maps of before.
+    pub(super) fn is_in_the_past(&self) -> bool {
+        self.past.iter().any(|map| map.strong_count() > 0)
     }
 
     /// Nothing is lent any more, and nothing is in flight.

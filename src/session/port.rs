@@ -167,8 +167,8 @@ struct Port<'tell> {
     quarantined: u64,
     /// By lane, frames that the VF was done with at the last look, if it had others.
     owed: Vec<Option<u64>>,
-    /// Zero-copy was switched off at about the last look.
-    switched_off: bool,
+    /// When to take back what is posted in memory that nothing is lent in any more, after zero-copy was switched.
+    switched: Option<Instant>,
     next_look: Instant,
     next_connection: Option<(Offer, VfConfig)>,
     closing: bool,
@@ -206,7 +206,7 @@ impl<'tell> Port<'tell> {
             told: PortStatus::default(),
             quarantined: 0,
             owed: Vec::new(),
-            switched_off: false,
+            switched: None,
             next_look: Instant::now(),
             next_connection: None,
             closing: false,
@@ -426,8 +426,7 @@ impl<'tell> Port<'tell> {
         }
         if let Some(zero_copy) = zero_copy {
             self.lanes.set_zero_copy(zero_copy);
-            self.switched_off = zero_copy == ZeroCopy::Off;
-            self.next_look = Instant::now() + LOOK;
+            self.switched = (zero_copy != ZeroCopy::On).then(|| Instant::now() + LOOK);
         }
         if let Some(guest) = &mut self.guest {
             guest.session.hand_out(&mut self.lanes);
@@ -517,14 +516,14 @@ impl<'tell> Port<'tell> {
         let stuck = owed.iter().zip(&self.owed).any(|(owed, before)| owed.is_some() && owed == before);
         self.owed = owed;
         // Frames that came meanwhile have used up what was posted. If too few came, it is not waited for them.
-        let switched_off = std::mem::take(&mut self.switched_off);
-        if quarantined != self.quarantined || stuck || switched_off || self.lanes.is_untidy() {
+        let switched = self.switched.take_if(|when| Instant::now() >= *when).is_some();
+        if quarantined != self.quarantined || stuck || switched || self.lanes.is_untidy() {
             self.quarantined = quarantined;
             self.lanes.pause();
             if stuck {
                 self.lanes.take_back();
             }
-            if switched_off {
+            if switched {
                 self.lanes.take_back_posted();
             }
             if let Some(guest) = &mut self.guest {

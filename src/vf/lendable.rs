@@ -1,4 +1,4 @@
-//! Guest memory that a VF may send from.
+//! Guest memory that a VF may send from, and receive into.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::DmaMap;
 use crate::guest::{GuestMemory, HostRange};
 
-/// What of a guest's memory a VF can read by itself. As long as anybody holds it, all of it stays where it is.
+/// What of a guest's memory a VF can reach by itself. As long as anybody holds it, all of it stays where it is.
 #[derive(Debug)]
 pub struct Lendable {
     /// Merged, in order; `None`: all.
@@ -17,12 +17,12 @@ pub struct Lendable {
 }
 
 impl Lendable {
-    /// For a VF whose driver reads by the CPU.
+    /// For a VF whose driver reads and writes by the CPU.
     pub fn all(memory: Arc<GuestMemory>) -> Arc<Self> {
         Arc::new(Self { ranges: None, _maps: Vec::new(), memory })
     }
 
-    /// For one that reads what is mapped for it.
+    /// For one that reaches what is mapped for it.
     pub fn mapped(memory: Arc<GuestMemory>, maps: Vec<Arc<DmaMap>>) -> Arc<Self> {
         let ranges = merged(maps.iter().map(|map| map.pages().clone()).collect());
         Arc::new(Self { ranges: Some(ranges), _maps: maps, memory })
@@ -33,7 +33,7 @@ impl Lendable {
         &self.memory
     }
 
-    /// Whether the VF can read all of a frame.
+    /// Whether the VF can reach all of a frame, or of a buffer for one.
     #[inline]
     pub fn covers(&self, frame: &HostRange) -> bool {
         self.ranges.as_ref().is_none_or(|ranges| hold(ranges, frame.as_ptr().addr(), frame.len()))

@@ -26,8 +26,8 @@ const SEND_AT_ONCE: [&str; 3] = [
 /// their ring is used again, a whole ring later: an idle guest would wait for ever.
 const SEND_AND_ASK: [&str; 1] = [
     // igb_tx_done_cleanup frees what the device has marked as done, on the calling thread; the order is that of the ring
-    // but for the oldest, which it may free last. The device is done in order. Frames compared on the wire, memory
-    // mapped read-only, in the VF lab.
+    // but for the oldest, which it may free last. The device is done in order. Frames compared on the wire in the VF
+    // lab.
     //
     // Where it frees a frame of several mbufs it stops the queue for good: it makes each inner one its own last
     // (`last_id`), whose descriptor the device never marks, and tx_burst waits for that mark (22.11 to 26.11-rc0). See
