@@ -14,7 +14,7 @@ use super::offload::{self, Treatment, TxRules};
 use super::owed::{Lent, Owed};
 use super::segment::Segmenter;
 use crate::error::Result;
-use crate::ring::{BURST, ChainFault, Gather, Gso, PlainFrame, RingFault, TxRing};
+use crate::ring::{BURST, ChainFault, Gather, Gso, NetHeader, PlainFrame, RingFault, TxRing};
 use crate::vf::{Lendable, TxPacket, TxQueue};
 
 /// A ring in the lane, and the burst it is in the middle of.
@@ -280,7 +280,7 @@ impl<P: TxPacket> TxSeat<P> {
         }
         if queue.takes_heads()
             && len >= HEAD + queue.lends_from()
-            && let Some(packet) = self.behind_head(queue)?
+            && let Some(packet) = self.behind_head(queue, &header)?
         {
             *copied += HEAD;
             self.stage_packet(packet, len);
@@ -305,12 +305,12 @@ impl<P: TxPacket> TxSeat<P> {
 
     /// The chain `next` as a copy of its headers, in front of the rest where it lies, if the VF does what is asked for it:
     /// what was judged is what it gets, whatever the guest does meanwhile. `None`: all of it is to be copied.
-    fn behind_head<Q: TxQueue<Packet = P>>(&self, queue: &mut Q) -> Result<Option<P>, Cause> {
+    fn behind_head<Q: TxQueue<Packet = P>>(&self, queue: &mut Q, header: &NetHeader) -> Result<Option<P>, Cause> {
         let (Some(lendable), Ok(mut frame)) = (&self.lendable, self.ring.frame(self.next)) else { return Ok(None) };
         let mut head = [0; HEAD];
         frame.copy_next(&mut head);
         let Some(rest) = frame.rest().filter(|rest| lendable.covers(rest)) else { return Ok(None) };
-        let Treatment::Vf(offload) = offload::judge(&frame.header(), &head, frame.len(), &self.rules)? else {
+        let Treatment::Vf(offload) = offload::judge(header, &head, frame.len(), &self.rules)? else {
             return Ok(None);
         };
         if usize::from(offload.l2_len) + usize::from(offload.l3_len) + LONGEST_TCP > HEAD {

@@ -172,6 +172,11 @@ impl Steering {
         }
     }
 
+    /// Whether no ring gets frames of two queues.
+    fn each_has_its_ring(&self) -> bool {
+        self.direct.iter().all(Option::is_some)
+    }
+
     /// The ring that all frames of a VF queue go to, if there is one.
     #[inline]
     fn only_ring(&self, queue: usize) -> Option<usize> {
@@ -248,6 +253,10 @@ impl<Q: RxQueue> VfToGuest<Q> {
         let Some(lendable) = &seat.lendable else { return };
         let (posted, enough) = if early { (source.queue.waiting(), BURST) } else { (seat.ring.reserved(), BURST / 2) };
         if posted >= enough || early && source.stocked.is_some_and(|other| other != pair) {
+            return;
+        }
+        // What another queue has for this ring would have to wait until the VF has used all of them.
+        if early && !self.steering.each_has_its_ring() {
             return;
         }
         let Room { header, frame } = seat.room;
@@ -546,7 +555,9 @@ impl<Q: RxQueue> Lane for VfToGuest<Q> {
 
     fn doze(&mut self) -> bool {
         // What waits for another lane to read its queues first, no interrupt announces again.
-        if self.turnover.is_under_way() || self.sources.iter().any(|source| !source.held.is_empty()) {
+        // Without a queue it waits for nothing.
+        let others_first = !self.sources.is_empty() && self.turnover.is_under_way();
+        if others_first || self.sources.iter().any(|source| !source.held.is_empty()) {
             return true;
         }
         self.armed = true;
@@ -603,8 +614,8 @@ impl<Q: RxQueue> Lane for VfToGuest<Q> {
         let steers = seat.enabled != plan.enabled;
         // What the VF has not taken is posted anew, from what it may be by now.
         self.take_back(pair);
-        if steers && self.is_reserved(pair) {
-            // What comes for the others would have to wait for frames that come for this one.
+        if steers && !self.await_returns() {
+            // Frames that other queues have by now would have to wait for those that come into these buffers.
             return false;
         }
         let Some(seat) = &mut self.seats[pair] else { return false };

@@ -60,7 +60,7 @@ enum Chain {
     Faulty(ChainFault),
 }
 
-/// A frame that still lies in guest memory, behind its header, which was read once and privately.
+/// A frame that still lies in guest memory, behind its header, of which it has a private copy.
 #[derive(Debug)]
 pub struct Frame<'ring> {
     header: [u8; NetHeader::LEN],

@@ -292,7 +292,7 @@ impl Session {
                 old.release(&proof);
                 self.hand_out(lanes);
             }
-            // Paused rings hold on to the old table until they are rebuilt over the new one.
+            // Paused rings hold on to the old table until they get the new one, and what is in flight until it is back.
             None => {
                 self.hand_out(lanes);
                 drop(old);

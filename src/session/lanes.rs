@@ -267,11 +267,19 @@ impl PortLanes {
         assert!(self.built.iter().all(Option::is_none), "the caller drains first");
     }
 
+    /// A ring was quarantined: others may get what comes for it, while the VF has their buffers, or its own. The caller
+    /// pauses before and resumes after.
+    pub(super) fn take_back_received(&mut self) {
+        if !self.await_received() {
+            self.restart_vf();
+        }
+    }
+
     /// Takes back the buffers of its guest that the VF has and no frame came into, if some are in memory in which none is
     /// posted any more. The caller pauses before and resumes after.
     pub(super) fn take_back_posted(&mut self) {
-        if self.lending.is_in_the_past() && !self.await_received() {
-            self.restart_vf();
+        if self.lending.is_in_the_past() {
+            self.take_back_received();
         }
     }
 
@@ -389,6 +397,10 @@ impl PortLanes {
         // They may have had news.
         let open = self.open();
         if let Some(owners) = self.owners(&open) {
+            // A queue that the VF's buffers are with would leave their ring behind.
+            if !self.await_received() {
+                self.restart_vf();
+            }
             self.set.set_owners(owners);
         }
         if let Some(table) = self.table(&open)

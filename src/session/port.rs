@@ -518,8 +518,11 @@ impl<'tell> Port<'tell> {
         // Frames that came meanwhile have used up what was posted. If too few came, it is not waited for them.
         let switched = self.switched.take_if(|when| Instant::now() >= *when).is_some();
         if quarantined != self.quarantined || stuck || switched || self.lanes.is_untidy() {
-            self.quarantined = quarantined;
             self.lanes.pause();
+            if quarantined != self.quarantined {
+                self.lanes.take_back_received();
+            }
+            self.quarantined = quarantined;
             if stuck {
                 self.lanes.take_back();
             }

@@ -322,6 +322,52 @@ fn a_quarantined_ring_leaves_its_buffers_with_the_vf() {
     assert_eq!(position, Some(rx.ring.used_idx()));
 }
 
+/// Two queues, of which each has a ring or both have the same: then what comes from one must not wait until the VF has
+/// used the buffers that it got by the other.
+#[test]
+fn two_queues_with_one_ring_get_no_buffers_of_it() {
+    let mut guest = Guest::new(2, SIZE);
+    let plans = [guest.rx_plan(0), guest.rx_plan(1)];
+    let queues = [EarlyRx::new(DESCRIPTORS), EarlyRx::new(DESCRIPTORS)];
+    let counters = Arc::new(LaneCounters::default());
+    let mut lane = VfToGuest::new(LaneId(1), 2, queues.to_vec(), counters.clone());
+    let clock = Clock::new();
+    let arrive = |queue: usize, n: u64| {
+        queues[queue].device().frames.extend((0..n).map(|i| numbered(queue as u8, i, 600)));
+    };
+    let mut turns = |lane: &mut VfToGuest<EarlyRx>| {
+        for rx in &mut guest.rx {
+            rx.post(usize::from(SIZE));
+        }
+        (0..4).for_each(|_| _ = lane.turn(&clock.turn()));
+        guest.rx.iter_mut().map(|rx| std::iter::from_fn(|| rx.receive()).count()).collect::<Vec<_>>()
+    };
+    let of_guest = || queues.iter().map(EarlyRx::of_guest).collect::<Vec<_>>();
+    lane.insert_ring(0, plans[0].clone()).unwrap();
+    for _ in 0..5 {
+        (0..2).for_each(|queue| arrive(queue, 20));
+        assert_eq!(turns(&mut lane), [40, 0]);
+    }
+    assert_eq!(of_guest(), [0, 0]);
+    lane.insert_ring(1, plans[1].clone()).unwrap();
+    for _ in 0..5 {
+        (0..2).for_each(|queue| arrive(queue, 20));
+        assert_eq!(turns(&mut lane), [20, 20]);
+    }
+    assert!(of_guest().iter().all(|n| *n > 0), "{:?}", of_guest());
+    // The other way round the VF has to give back all of them first.
+    let disabled = RingPlan { enabled: false, ..plans[1].clone() };
+    assert!(!lane.change_ring(1, &disabled));
+    assert!(!lane.await_returns());
+    queues.iter().for_each(|queue| _ = queue.restart());
+    assert!(lane.await_returns() && lane.change_ring(1, &disabled));
+    for _ in 0..5 {
+        (0..2).for_each(|queue| arrive(queue, 20));
+        assert_eq!(turns(&mut lane), [40, 0]);
+    }
+    assert_eq!((of_guest(), counters.snapshot().dropped.total()), (vec![0, 0], 0));
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Arrive(usize),
