@@ -207,7 +207,7 @@ fn run(input: &mut Input<'_>) {
                 tx.disable_kicks();
                 rx.disable_kicks();
             }
-            12 => reserve(&mut rx, usize::from(input.word()), usize::from(input.byte())),
+            12 => reserve(&mut rx, usize::from(input.word()) % 4096, usize::from(input.byte() % 8), usize::from(input.byte())),
             _ => tx.rewind(),
         }
         if packed {
@@ -238,19 +238,24 @@ fn pop(tx: &mut TxRing, max: usize) {
     }
 }
 
-/// Takes buffers out, and lets some have a frame.
-fn reserve(rx: &mut RxRing, room: usize, wanted: usize) {
+/// Takes buffers out, and lets some have a frame: those that were left free, and every other one that was posted.
+fn reserve(rx: &mut RxRing, len: usize, ahead: usize, wanted: usize) {
+    let frame = vec![0x5a; len];
+    let room = NetHeader::LEN + len;
     let mut places = Vec::new();
-    let reserved = rx.reserve(room, |buffer, _| {
+    let supply = rx.reserve(ahead, BURST, room, |buffer| {
         assert!(buffer.len() >= room);
         places.push(buffer.as_ptr().addr() + NetHeader::LEN);
         places.len() <= wanted
     });
-    assert!(reserved.is_err() || rx.reserved() <= wanted);
-    for at in places.iter().step_by(2) {
-        rx.accept(*at, &NetHeader::default(), room);
+    assert!(supply.is_err() || rx.reserved() <= ahead + wanted);
+    while rx.is_place_free() {
+        assert!(rx.fill(&NetHeader::default(), &mut &frame[..]).is_ok());
     }
-    rx.release();
+    for at in places.iter().step_by(2) {
+        rx.accept(*at, BURST, &NetHeader::default(), len);
+    }
+    rx.release(0);
 }
 
 fn push(rx: &mut RxRing, len: usize, n: usize, mergeable: bool) {

@@ -309,6 +309,7 @@ impl RxRing {
     #[inline]
     pub fn push(&mut self, header: &NetHeader, frame: &mut impl Gather) -> Result<(), PushError> {
         if self.reserved() > 0 {
+            self.side.place.descriptors = 0;
             return Err(PushError::Empty);
         }
         let Self { queue, side: Receiving { place, .. } } = self;

@@ -350,7 +350,7 @@ impl PortLanes {
                     back &= self.await_received();
                 }
                 if !back {
-                    if let (GUEST_TO_VF, Some(InPlace { spec, .. })) = (direction, &self.vf) {
+                    if let (GUEST_TO_VF, Some(InPlace { spec, .. }), true) = (direction, &self.vf, self.log.allows()) {
                         let id = &self.id;
                         warn!(port = %id, vf = %spec, "frames that the VF does not send are taken back: it is restarted");
                     }
@@ -423,7 +423,7 @@ impl PortLanes {
     /// The VF does not give back what it took of the guest's memory, which may be about to go.
     fn restart_vf(&mut self) {
         self.pause();
-        if let Some(place) = &self.vf {
+        if let Some(place) = self.vf.as_ref().filter(|_| self.log.allows()) {
             info!(port = %self.id, vf = %place.spec, "the VF is restarted: it gives back what it has of the guest's memory");
         }
         self.restart();
