@@ -547,7 +547,8 @@ fn what_was_judged_is_what_the_vf_gets() {
     vf.script().takes_heads = true;
     vf.script().lends_from = 256;
     vf.script().keeps = true;
-    vf.script().takes.push_back(0);
+    // Copying them is work of the turn, which looks again.
+    vf.script().takes.extend([0, 0]);
     let (ready, counters) = (Arc::new(AtomicBool::new(true)), Arc::new(LaneCounters::default()));
     let mut lane = GuestToVf::new(LaneId(1), 1, vec![vf.clone()], ready, counters.clone());
     let mut plan = guest.tx_plan(0);
